@@ -1,0 +1,1 @@
+"""What a method is composed of: functions of tensors that know neither device, trainer nor files."""

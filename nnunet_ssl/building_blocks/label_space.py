@@ -1,0 +1,158 @@
+"""Softmax labels and sigmoid regions behind one interface, so that a method supports both without thinking of it.
+
+| | softmax labels | sigmoid regions |
+|---|---|---|
+| channels C | classes, background first | regions, which may overlap; no background |
+| labels | integers (B, 1, *spatial) | one 0/1 map for each region (B, C, *spatial) |
+| nnU-Net's target | labels, the ignore label being the highest integer | labels, plus a last channel for the ignore label |
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMOOTH = 1e-5  # of the Dice, as in nnU-Net's loss
+
+
+@dataclass(frozen=True)
+class LabelSpace(ABC):
+    """What the channels of a network's output mean.
+
+    Attributes:
+        num_channels: C, the number of the network's output channels.
+        ignore_label: nnU-Net's ignore label, or None.
+    """
+
+    num_channels: int
+    ignore_label: int | None = None
+
+    @abstractmethod
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return probabilities (B, C, *spatial) in float32, whatever the precision of the logits."""
+
+    @abstractmethod
+    def pseudo_label(self, probs: Tensor) -> Tensor:
+        """Return the hard labels of probabilities (B, C, *spatial), without gradient."""
+
+    @abstractmethod
+    def confidence(self, probs: Tensor) -> Tensor:
+        """Return how sure the prediction is: (B, 1, *spatial) in [1/C, 1], for regions (B, C, *spatial) in [½, 1]."""
+
+    @abstractmethod
+    def entropy(self, probs: Tensor) -> Tensor:
+        """Return the entropy as a share of its maximum, in [0, 1]; the shape is that of `confidence`."""
+
+    @abstractmethod
+    def sharpen(self, probs: Tensor, temperature: float) -> Tensor:
+        """Return p^(1/T), normalised: T = 1 changes nothing, T → 0 gives the hard label. Shape as `probs`."""
+
+    @abstractmethod
+    def one_hot(self, labels: Tensor) -> Tensor:
+        """Return labels as float maps (B, C, *spatial); the ignore label counts as background."""
+
+    @abstractmethod
+    def is_known(self, target: Tensor) -> Tensor:
+        """Return where nnU-Net's target carries a label: bool (B, 1, *spatial), false on the ignore label."""
+
+    @abstractmethod
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of each voxel, shaped like `confidence`, in float32; gradient to the logits."""
+
+    @property
+    @abstractmethod
+    def foreground(self) -> slice:
+        """The channels that are foreground."""
+
+    def dice(self, probs: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the soft Dice of the foreground channels over the whole batch, a mean over channels, as a scalar.
+
+        Args:
+            probs: (B, C, *spatial) in [0, 1]; the gradient flows here.
+            labels: as `pseudo_label` returns them.
+            weight: (B, 1, *spatial) or (B, C, *spatial), ≥ 0; 0 leaves a voxel out. None means 1.
+        """
+        reference = self.one_hot(labels)
+        weight = torch.ones_like(probs) if weight is None else weight.expand_as(probs)
+        axes = [0, *range(2, probs.ndim)]
+        overlap = (weight * probs * reference).sum(axes)
+        size = (weight * (probs + reference)).sum(axes)
+        return ((2.0 * overlap + SMOOTH) / (size + SMOOTH))[self.foreground].mean()
+
+
+class SoftmaxLabels(LabelSpace):
+    """Classes that exclude each other."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:  # noqa: D102 - said once, in LabelSpace
+        return logits.float().softmax(1)
+
+    def pseudo_label(self, probs: Tensor) -> Tensor:  # noqa: D102
+        return probs.detach().argmax(1, keepdim=True)
+
+    def confidence(self, probs: Tensor) -> Tensor:  # noqa: D102
+        return probs.amax(1, keepdim=True)
+
+    def entropy(self, probs: Tensor) -> Tensor:  # noqa: D102
+        return torch.special.entr(probs).sum(1, keepdim=True) / math.log(self.num_channels)
+
+    def sharpen(self, probs: Tensor, temperature: float) -> Tensor:  # noqa: D102
+        return (_log(probs) / temperature).softmax(1)
+
+    def one_hot(self, labels: Tensor) -> Tensor:  # noqa: D102
+        labels = torch.where(self.is_known(labels), labels, 0).long()
+        shape = (labels.shape[0], self.num_channels, *labels.shape[2:])
+        return torch.zeros(shape, device=labels.device).scatter_(1, labels, 1.0)
+
+    def is_known(self, target: Tensor) -> Tensor:  # noqa: D102
+        return torch.ones_like(target, dtype=torch.bool) if self.ignore_label is None else target != self.ignore_label
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
+        ignore_index = -100 if self.ignore_label is None else self.ignore_label
+        return F.cross_entropy(logits.float(), labels[:, 0].long(), reduction="none", ignore_index=ignore_index)[:, None]
+
+    @property
+    def foreground(self) -> slice:  # noqa: D102
+        return slice(1, None)
+
+
+class SigmoidRegions(LabelSpace):
+    """Regions that may overlap, each a yes or no."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:  # noqa: D102
+        return logits.float().sigmoid()
+
+    def pseudo_label(self, probs: Tensor) -> Tensor:  # noqa: D102
+        return (probs.detach() > 0.5).long()
+
+    def confidence(self, probs: Tensor) -> Tensor:  # noqa: D102
+        return torch.maximum(probs, 1.0 - probs)
+
+    def entropy(self, probs: Tensor) -> Tensor:  # noqa: D102
+        return (torch.special.entr(probs) + torch.special.entr(1.0 - probs)) / math.log(2.0)
+
+    def sharpen(self, probs: Tensor, temperature: float) -> Tensor:  # noqa: D102
+        return ((_log(probs) - _log(1.0 - probs)) / temperature).sigmoid()
+
+    def one_hot(self, labels: Tensor) -> Tensor:  # noqa: D102
+        return labels[:, : self.num_channels].float() * self.is_known(labels)
+
+    def is_known(self, target: Tensor) -> Tensor:  # noqa: D102
+        if target.shape[1] == self.num_channels:
+            return torch.ones_like(target[:, :1], dtype=torch.bool)
+        return ~target[:, -1:].bool()
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
+        regions = labels[:, : self.num_channels].float()
+        return F.binary_cross_entropy_with_logits(logits.float(), regions, reduction="none") * self.is_known(labels)
+
+    @property
+    def foreground(self) -> slice:  # noqa: D102
+        return slice(None)
+
+
+def _log(probs: Tensor) -> Tensor:
+    """Return the logarithm, finite at 0 so that a difference or a quotient of two stays a number."""
+    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()

@@ -1,0 +1,1 @@
+"""The verbs of `nnunet_ssl`, one file each."""

@@ -1,0 +1,26 @@
+"""The command `nnunet_ssl VERB`: finds the verb, and imports nothing heavy before it is needed."""
+
+import argparse
+import importlib
+import sys
+
+VERBS = {
+    "preprocess": "preprocess the unlabeled images of a data set (a training does it on first use)",
+    "doctor": "check whether a training can start, and say how to mend what is wrong",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `nnunet_ssl VERB ...` and return its exit code: 0 done, 1 not all is well, 2 wrong use."""
+    parser = argparse.ArgumentParser(prog="nnunet_ssl", description="Semi-supervised training for nnU-Net v2.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    modules = {}
+    for verb, purpose in VERBS.items():
+        modules[verb] = importlib.import_module(f"nnunet_ssl.commands.{verb}")
+        modules[verb].add_arguments(verbs.add_parser(verb, help=purpose, description=modules[verb].__doc__))
+    options = parser.parse_args(arguments)
+    try:
+        return modules[options.verb].run(options)
+    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
+        print(f"nnunet_ssl {options.verb}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RuntimeError) else 2

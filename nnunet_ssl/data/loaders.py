@@ -1,0 +1,141 @@
+"""The two streams of a semi-supervised training: nnU-Net's labeled batches, and unlabeled ones beside them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import Tensor
+
+from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
+from nnunet_ssl.data.views import ViewsTransform
+
+Augmenter = NonDetMultiThreadedAugmenter | SingleThreadedAugmenter
+
+
+@dataclass(frozen=True)
+class LabeledBatch:
+    """A batch with labels.
+
+    Attributes:
+        image: (B, C, *spatial), normalised and augmented by nnU-Net.
+        target: nnU-Net's target: (B, 1, *spatial) labels or (B, R, *spatial) regions; with deep supervision a list of
+            them, full resolution first.
+        keys: the case of each sample.
+    """
+
+    image: Tensor
+    target: Tensor | list[Tensor]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UnlabeledBatch:
+    """A batch without labels; there is no attribute from which to take one.
+
+    Attributes:
+        weak: (B, C, *spatial), nnU-Net's spatial and mirror transforms; None if the trainer does not ask for it.
+        strong: the same patches with nnU-Net's intensity transforms; None if the trainer does not ask for it.
+        keys: the case of each sample.
+    """
+
+    weak: Tensor | None
+    strong: Tensor | None
+    keys: tuple[str, ...]
+
+
+class UnlabeledLoader(nnUNetDataLoader):
+    """nnU-Net's loader over images without labels: patches from anywhere in the image, in several views."""
+
+    def __init__(
+        self, dataset: UnlabeledDataset, labeled: nnUNetDataLoader, label_manager: LabelManager, views: tuple[str, ...]
+    ) -> None:
+        """Take batch size, patch sizes and augmentation from the labeled loader."""
+        dim = 2 if labeled.patch_size_was_2d else 3
+        super().__init__(
+            dataset,
+            labeled.batch_size,
+            labeled.patch_size[-dim:],
+            labeled.final_patch_size[-dim:],
+            label_manager,
+            transforms=ViewsTransform(labeled.transforms.transforms, views),
+        )
+        # nnU-Net would look for annotated voxels, and there are none.
+        self.has_ignore = False
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Return {"weak": (B, C, *spatial), "strong": ..., "keys": ...} with the views asked for."""
+        batch = super().generate_train_batch()
+        views = {name: batch["data"][:, i].contiguous() for i, name in enumerate(self.transforms.views)}
+        return {**views, "keys": batch["keys"]}
+
+
+class TwoStreamLoader:
+    """Yields nnU-Net's batch with one more key, `unlabeled`."""
+
+    def __init__(self, labeled: Augmenter, unlabeled: Augmenter) -> None:
+        self.labeled = labeled
+        self.unlabeled = unlabeled
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        return {**next(self.labeled), "unlabeled": next(self.unlabeled)}
+
+    def close(self) -> None:
+        """Stop the worker processes of both streams."""
+        close_loader(self.labeled)
+        close_loader(self.unlabeled)
+
+
+def divide_workers(num_workers: int) -> tuple[int, int]:
+    """Return how many of nnU-Net's augmentation processes each stream gets: labeled, unlabeled. 0 means none at all."""
+    if num_workers == 0:
+        return 0, 0
+    unlabeled = max(1, num_workers // 2)
+    return max(1, num_workers - unlabeled), unlabeled
+
+
+def start_loader(loader: nnUNetDataLoader, seeds: list[int], pin_memory: bool) -> Augmenter:
+    """Start one worker process for each seed, of numpy and torch alike; none means: in this process."""
+    if not seeds:
+        return SingleThreadedAugmenter(loader, None)
+    augmenter = NonDetMultiThreadedAugmenter(
+        loader,
+        transform=None,
+        num_processes=len(seeds),
+        num_cached=max(6, len(seeds) // 2),  # as nnU-Net
+        seeds=seeds,
+        pin_memory=pin_memory,
+        wait_time=0.002,  # as nnU-Net
+    )
+    next(augmenter)
+    return augmenter
+
+
+def close_loader(loader: Augmenter | TwoStreamLoader | None) -> None:
+    """Stop a loader's worker processes; one that has none, or is stopped already, is left alone."""
+    if isinstance(loader, TwoStreamLoader):
+        loader.close()
+    elif isinstance(loader, NonDetMultiThreadedAugmenter):
+        loader._finish()
+
+
+def batches_on_device(batch: dict[str, Any], device: torch.device) -> tuple[LabeledBatch, UnlabeledBatch]:
+    """Move both halves of a batch to the device, without waiting for it."""
+
+    def move(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device, non_blocking=True)
+
+    target = batch["target"]
+    target = [move(level) for level in target] if isinstance(target, list) else move(target)
+    unlabeled = batch["unlabeled"]
+    return (
+        LabeledBatch(move(batch["data"]), target, tuple(batch["keys"])),
+        UnlabeledBatch(move(unlabeled.get("weak")), move(unlabeled.get("strong")), tuple(unlabeled["keys"])),
+    )

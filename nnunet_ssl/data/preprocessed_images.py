@@ -1,0 +1,116 @@
+"""Preprocessed images, opened without their labels."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import blosc2
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+
+Image = np.ndarray | blosc2.NDArray
+
+
+def image_file(folder: Path, case: str) -> Path | None:
+    """Return the file that holds the image of a preprocessed case, in whichever of nnU-Net's formats; None if none."""
+    candidates = [folder / f"{case}{ending}" for ending in (".b2nd", ".npy", ".npz")]
+    return next((file for file in candidates if file.exists()), None)
+
+
+def open_image(folder: Path, case: str) -> Image:
+    """Open the image (C, *spatial) of a preprocessed case for reading in parts; label and properties stay closed.
+
+    Raises:
+        FileNotFoundError: the folder holds no such case.
+    """
+    file = image_file(folder, case)
+    if file is None:
+        raise FileNotFoundError(f"{folder} holds no preprocessed case {case}")
+    if file.suffix == ".b2nd":
+        mapped = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net: memory mapping fails on Windows
+        return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1}, **mapped)
+    return np.load(file, mmap_mode="r") if file.suffix == ".npy" else np.load(file)["data"]
+
+
+class UnlabeledDataset(nnUNetBaseDataset):
+    """Images of several preprocessed folders, presented to nnU-Net's loader without a label."""
+
+    def __init__(self, folders: dict[str, Path]) -> None:
+        """Take the folder in which each case lies."""
+        super().__init__(folder="", identifiers=sorted(folders))
+        self.folders = folders
+
+    def load_case(self, identifier: str) -> tuple[Image, np.ndarray, None, dict]:
+        """Return image, a segmentation of zeros that takes no memory, no previous stage, no class locations."""
+        image = open_image(self.folders[identifier], identifier)
+        return image, np.broadcast_to(np.int8(0), (1, *image.shape[1:])), None, {"class_locations": {}}
+
+    @staticmethod
+    def save_case(data: np.ndarray, seg: np.ndarray, properties: dict, output_filename_truncated: str) -> None:
+        """Not offered: unlabeled cases are written by their preprocessing."""
+        raise NotImplementedError("an unlabeled data set is only read")
+
+    @staticmethod
+    def get_identifiers(folder: str) -> list[str]:
+        """Not offered: the cases are given, they are not a folder's listing."""
+        raise NotImplementedError("an unlabeled data set is given its cases")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What tells two preprocessed images apart, whatever their names.
+
+    Attributes:
+        shape: (C, *spatial).
+        digest: SHA-256 of the voxels, hexadecimal.
+    """
+
+    shape: tuple[int, ...]
+    digest: str
+
+
+def content_of(image: Image) -> Content:
+    """Read an image's content."""
+    voxels = np.ascontiguousarray(image[:])
+    return Content(tuple(voxels.shape), hashlib.sha256(voxels.tobytes()).hexdigest())
+
+
+def contents_of(
+    folder: Path, cases: Iterable[str], cache: Path, shapes: set[tuple[int, ...]] | None = None
+) -> dict[str, Content]:
+    """Return the contents of preprocessed cases.
+
+    Args:
+        folder: a preprocessed folder.
+        cases: cases of that folder.
+        cache: a json file that remembers contents by the image file's size and time of change.
+        shapes: read only images of these shapes (C, *spatial) and leave the others out; None means all.
+    """
+    known = json.loads(cache.read_text()) if cache.exists() else {}
+    contents = {}
+    changed = False
+    for case in cases:
+        image = open_image(folder, case)
+        if shapes is not None and tuple(image.shape) not in shapes:
+            continue
+        file = image_file(folder, case).stat()
+        mark = [file.st_size, file.st_mtime_ns]
+        if known.get(case, {}).get("mark") != mark:
+            known[case] = {"mark": mark, **asdict(content_of(image))}
+            changed = True
+        contents[case] = Content(tuple(known[case]["shape"]), known[case]["digest"])
+    if changed:
+        write_json_atomically(known, cache)
+    return contents
+
+
+def write_json_atomically(content: dict, file: Path) -> None:
+    """Write a json file so that a reader finds the old or the new one, never half of one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(content, indent=1))
+    unfinished.replace(file)
+

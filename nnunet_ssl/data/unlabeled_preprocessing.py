@@ -1,0 +1,263 @@
+"""Preprocessing of unlabeled images with the plans of the labeled data set.
+
+`nnUNet_raw/DatasetXXX/imagesUn` goes to `nnUNet_preprocessed/DatasetXXX/<data_identifier>_unlabeled`. Stamps, lock and
+temporary files lie in a folder beside it, because nnU-Net infers format and cases from a folder's listing.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tqdm import tqdm
+
+from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, write_json_atomically
+
+
+@dataclass(frozen=True)
+class UnlabeledPreprocessing:
+    """One data set, one plans file, one configuration.
+
+    Attributes:
+        plans: nnU-Net's plans.
+        configuration: for example "3d_fullres".
+        dataset_json: nnU-Net's dataset.json.
+        images: the folder `imagesUn`, in nnU-Net's naming (CASE_0000.nii.gz).
+        preprocessed: where the cases go; `folder_of` gives it.
+    """
+
+    plans: dict
+    configuration: str
+    dataset_json: dict
+    images: Path
+    preprocessed: Path
+
+    def image_files(self) -> dict[str, list[Path]]:
+        """Return the files of each case, channels in order.
+
+        Raises:
+            ValueError: a file with the data set's ending is not named CASE_0000.
+        """
+        ending = self.dataset_json["file_ending"]
+        name = re.compile(rf"(?P<case>.+)_\d{{4}}{re.escape(ending)}")
+        files: dict[str, list[Path]] = {}
+        for file in sorted(self.images.glob(f"*{ending}")) if self.images.is_dir() else []:
+            match = name.fullmatch(file.name)
+            if match is None:
+                raise ValueError(f"{file} is not named as nnU-Net names images: CASE_0000{ending} (channel 0 of CASE)")
+            files.setdefault(match["case"], []).append(file)
+        return files
+
+    def outdated(self, cases: Iterable[str] | None = None, retry_problems: bool = False) -> list[str]:
+        """Return the cases that have to be preprocessed: new, changed, or made with other settings.
+
+        Args:
+            cases: which cases to look at; None means all images.
+            retry_problems: whether an unchanged image that could not be preprocessed counts too.
+        """
+        files, settings = self.image_files(), self.settings()
+        todo = []
+        for case in files if cases is None else cases:
+            stamp = read_stamp(self.preprocessed, case)
+            if (
+                stamp is None
+                or stamp.settings != settings
+                or not _same_files(stamp.files, files[case])
+                or (retry_problems and stamp.problem)
+            ):
+                todo.append(case)
+        return todo
+
+    def run(
+        self, num_processes: int, cases: Iterable[str] | None = None, retry_problems: bool = False
+    ) -> dict[str, str]:
+        """Preprocess what is outdated and return what could not be: {case: reason}. One bad image stops no other.
+
+        Safe to call from several processes at once: one works, the others wait and find the work done.
+
+        Raises:
+            RuntimeError: a worker process was killed.
+        """
+        with _locked(state_folder(self.preprocessed) / "lock"):
+            todo = self.outdated(cases, retry_problems)
+            self.preprocessed.mkdir(parents=True, exist_ok=True)
+            with tqdm(total=len(todo), desc=f"Preprocessing unlabeled cases ({self.configuration})") as bar:
+                for _ in self._run_cases(todo, num_processes):
+                    bar.update()
+        stamps = {case: read_stamp(self.preprocessed, case) for case in cases or self.image_files()}
+        return {case: stamp.problem for case, stamp in stamps.items() if stamp.problem}
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that decides the voxels of a preprocessed case, as json holds it."""
+        plans = PlansManager(self.plans)
+        configuration = plans.get_configuration(self.configuration)
+        keys = ("spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name")
+        resampling = ("resampling_fn_data", "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_seg_kwargs")
+        return json.loads(
+            json.dumps(
+                {key: configuration.configuration[key] for key in (*keys, *resampling)}
+                | {
+                    "transpose_forward": plans.transpose_forward,
+                    "image_reader_writer": self.plans["image_reader_writer"],
+                    "intensity_properties": plans.foreground_intensity_properties_per_channel,
+                    "channel_names": _channel_names(self.dataset_json),
+                }
+            )
+        )
+
+    def _run_cases(self, cases: list[str], num_processes: int) -> Iterator[None]:
+        workers = min(num_processes, len(cases))
+        files = self.image_files()
+        if workers <= 1:
+            for case in cases:
+                _preprocess_case(self, case, files[case])
+                yield
+            return
+        try:
+            with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
+                jobs = [executor.submit(_preprocess_case, self, case, files[case]) for case in cases]
+                for job in as_completed(jobs):
+                    yield job.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"a worker that preprocessed unlabeled images was killed, most often for want of memory; what is done "
+                f"is kept: try fewer processes (nnunet_ssl preprocess -np {max(1, workers // 2)})"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a preprocessed case was made from.
+
+    Attributes:
+        settings: see `UnlabeledPreprocessing.settings`.
+        files: name, size in bytes, time of change in ns and SHA-256 of each image file.
+        content: the preprocessed image's content; None when there is a problem.
+        problem: why the image could not be preprocessed; empty when it was.
+        wrong_channel_count: whether that is the problem.
+    """
+
+    settings: dict[str, Any]
+    files: list[list[Any]]
+    content: Content | None = None
+    problem: str = ""
+    wrong_channel_count: bool = False
+
+
+class WrongChannelCountError(ValueError):
+    """An image has another number of channels than the data set."""
+
+
+def folder_of(dataset_folder: Path, data_identifier: str) -> Path:
+    """Return where the unlabeled cases of a data set lie, given its folder in `nnUNet_preprocessed`."""
+    return dataset_folder / f"{data_identifier}_unlabeled"
+
+
+def state_folder(preprocessed: Path) -> Path:
+    """Return the folder beside the preprocessed cases that holds stamps, lock and temporary files."""
+    return preprocessed.with_name(f"{preprocessed.name}_state")
+
+
+def read_stamp(preprocessed: Path, case: str) -> Stamp | None:
+    """Return what a case was made from; None if it was never finished."""
+    file = _stamp_file(preprocessed, case)
+    if not file.exists():
+        return None
+    stamp = json.loads(file.read_text())
+    if stamp["content"] is not None:
+        stamp["content"] = Content(tuple(stamp["content"]["shape"]), stamp["content"]["digest"])
+    return Stamp(**stamp)
+
+
+def _preprocess_case(job: UnlabeledPreprocessing, case: str, files: list[Path]) -> None:
+    """Preprocess one case; its files appear whole or not at all, and the stamp last."""
+    stamp_file = _stamp_file(job.preprocessed, case)
+    stamp_file.unlink(missing_ok=True)
+    temporary = state_folder(job.preprocessed) / "unfinished" / case
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    marks = [[file.name, file.stat().st_size, file.stat().st_mtime_ns, _file_digest(file)] for file in files]
+    try:
+        content = _preprocess_into(temporary, job, case, files)
+        # The image last: its presence is what makes nnU-Net list a case.
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == f"{case}.b2nd"):
+            file.replace(job.preprocessed / file.name)
+        stamp = Stamp(job.settings(), marks, content)
+    except Exception as error:  # noqa: BLE001 - readers raise anything, and one bad image must not stop the others
+        problem = " ".join(str(error).split()) or type(error).__name__
+        wrong_channel_count = isinstance(error, WrongChannelCountError)
+        stamp = Stamp(job.settings(), marks, problem=problem, wrong_channel_count=wrong_channel_count)
+    shutil.rmtree(temporary)
+    write_json_atomically(asdict(stamp), stamp_file)
+
+
+def _preprocess_into(folder: Path, job: UnlabeledPreprocessing, case: str, files: list[Path]) -> Content:
+    names = _channel_names(job.dataset_json)
+    if len(files) > len(names):
+        raise WrongChannelCountError(_channel_problem(len(files), names))
+    plans = PlansManager(job.plans)
+    configuration = plans.get_configuration(job.configuration)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    paths = [str(file) for file in files]
+    preprocessor.run_case_save(str(folder / case), paths, None, plans, configuration, job.dataset_json)
+    image = open_image(folder, case)[:]
+    if image.shape[0] != len(names):
+        raise WrongChannelCountError(_channel_problem(image.shape[0], names))
+    if not np.isfinite(image).all():
+        raise ValueError("the image holds values that are not finite (NaN or infinite)")
+    return content_of(image)
+
+
+def _channel_names(dataset_json: dict) -> list[str]:
+    return list(dataset_json.get("channel_names", dataset_json.get("modality")).values())
+
+
+def _channel_problem(found: int, names: list[str]) -> str:
+    return f"it has {found} channel(s), the data set has {len(names)} ({', '.join(names)})"
+
+
+def _stamp_file(preprocessed: Path, case: str) -> Path:
+    return state_folder(preprocessed) / "stamps" / f"{case}.json"
+
+
+def _same_files(marks: list[list[Any]], files: list[Path]) -> bool:
+    """Compare by name, size and time first; a file that was only touched is read and compared by its digest."""
+    if [mark[0] for mark in marks] != [file.name for file in files]:
+        return False
+    for (_, size, changed_at, digest), file in zip(marks, files, strict=True):
+        if file.stat().st_size != size:
+            return False
+        if file.stat().st_mtime_ns != changed_at and _file_digest(file) != digest:
+            return False
+    return True
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Another process preprocesses the unlabeled images (lock: {file}): waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,71 @@
+"""Weak and strong views of one patch with one geometry, made of the transforms that nnU-Net trains with."""
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform, SegOnlyTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from torch import Tensor
+
+VIEWS = ("weak", "strong")
+GEOMETRIC = (Convert3DTo2DTransform, SpatialTransform, Convert2DTo3DTransform, MirrorTransform)
+
+
+class ViewsTransform(BasicTransform):
+    """Turns an image patch into the views that a trainer asks for.
+
+    weak: nnU-Net's spatial and mirror transforms. strong: the same patch through nnU-Net's intensity transforms. Both
+    are set to zero outside the image in channels normalised inside the image only, as nnU-Net does. "Outside" is taken
+    from the image: there such channels are exactly zero after preprocessing.
+    """
+
+    def __init__(self, training_transforms: list[BasicTransform], views: tuple[str, ...]) -> None:
+        """Sort nnU-Net's training transforms by what they change.
+
+        Raises:
+            ValueError: an unknown view.
+            NotImplementedError: a transform that is neither geometric, nor on the image or the label alone.
+        """
+        super().__init__()
+        if not views or not set(views) <= set(VIEWS):
+            raise ValueError(f"views are some of {VIEWS}, got {views}")
+        self.views = views
+        self.geometric = ComposeTransforms([t for t in training_transforms if _changes_geometry(t)])
+        self.intensity = ComposeTransforms([t for t in training_transforms if isinstance(_inner(t), ImageOnlyTransform)])
+        self.masking = ComposeTransforms([t for t in training_transforms if isinstance(t, MaskImageTransform)])
+        self.masked_channels = [channel for mask in self.masking.transforms for channel in mask.apply_to_channels]
+        known = [*self.geometric.transforms, *self.intensity.transforms, *self.masking.transforms]
+        for transform in training_transforms:
+            if transform not in known and not isinstance(_inner(transform), SegOnlyTransform):
+                raise NotImplementedError(f"no place among the views for {type(_inner(transform)).__name__}")
+
+    def __call__(self, image: Tensor, segmentation: Tensor) -> dict[str, Tensor]:
+        """Return {"image": (V, C, *spatial)}, the views in the order of `views`, and an empty segmentation.
+
+        Args:
+            image: (C, *spatial).
+            segmentation: int (1, *spatial), -1 where the patch reaches over the border of the image.
+        """
+        sample = {"image": image}
+        if self.masked_channels:
+            outside = (image[self.masked_channels] == 0).all(0)
+            sample["segmentation"] = segmentation.masked_fill(outside, -1)
+        sample = self.geometric(**sample)
+        views = {}
+        if "strong" in self.views:  # cloned, because the transforms work in place
+            views["strong"] = self.masking(**self.intensity(**sample | {"image": sample["image"].clone()}))["image"]
+        if "weak" in self.views:
+            views["weak"] = self.masking(**sample)["image"]
+        return {"image": torch.stack([views[name] for name in self.views]), "segmentation": torch.empty(0)}
+
+
+def _inner(transform: BasicTransform) -> BasicTransform:
+    """Return what a transform that is applied at random applies."""
+    return transform.transform if isinstance(transform, RandomTransform) else transform
+
+
+def _changes_geometry(transform: BasicTransform) -> bool:
+    return isinstance(_inner(transform), GEOMETRIC)

@@ -1,0 +1,85 @@
+"""Checkpoints that survive an interruption at any moment."""
+
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+# What torch.load raises for a file that is cut off, empty or overwritten.
+DAMAGE = (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError, UnicodeDecodeError)
+
+
+def previous_checkpoint(filename: str | Path) -> Path:
+    """Return where the checkpoint that a file replaced is kept: `checkpoint_best.previous.pth`."""
+    filename = Path(filename)
+    return filename.with_name(f"{filename.stem}.previous{filename.suffix}")
+
+
+def save_atomically(checkpoint: dict, filename: str | Path) -> None:
+    """Write a checkpoint so that the file is the old or the new one at any moment, never half of one.
+
+    What stood there stays as the previous one, as a hard link, until the next call.
+    """
+    filename = Path(filename)
+    unfinished = filename.with_name(f"{filename.name}.tmp")
+    with unfinished.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if filename.exists():
+        _keep_as_previous(filename)
+    unfinished.replace(filename)
+    _sync_folder(filename.parent)
+
+
+def load_intact(
+    filename: str | Path, map_location: torch.device, report: Callable[[str], None]
+) -> dict:
+    """Load a checkpoint; a damaged one is reported and the previous one taken instead.
+
+    The files are nnU-Net's own kind, which hold more than tensors: load only files you trust.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RuntimeError: neither the file nor a previous one can be read.
+    """
+    filename = Path(filename)
+    previous = previous_checkpoint(filename)
+    try:
+        return torch.load(filename, map_location=map_location, weights_only=False)
+    except DAMAGE as error:
+        damage = f"{filename} is damaged ({type(error).__name__})"
+        if not previous.exists():
+            raise RuntimeError(
+                f"{damage} and there is no previous checkpoint beside it: delete it to go on from another checkpoint "
+                "with --c, or train again"
+            ) from error
+    report(f"WARNING: {damage}, going on from {previous.name}")
+    try:
+        return torch.load(previous, map_location=map_location, weights_only=False)
+    except DAMAGE as error:
+        raise RuntimeError(f"{damage} and so is {previous.name}: train again without --c") from error
+
+
+def _keep_as_previous(filename: Path) -> None:
+    link = filename.with_name(f"{filename.name}.link")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(filename, link)
+    except OSError:  # some network and removable file systems have no hard links
+        shutil.copyfile(filename, link)
+    link.replace(previous_checkpoint(filename))
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

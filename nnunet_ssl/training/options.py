@@ -1,0 +1,103 @@
+"""Options of a run: `nnUNet_ssl_options="consistency_weight=5 num_epochs=300 seed=1"`."""
+
+import math
+from collections.abc import Mapping
+
+Option = bool | int | float | str
+
+ENVIRONMENT_VARIABLE = "nnUNet_ssl_options"
+
+# nnU-Net's own settings that a run may change. nnU-Net assigns them in its constructor.
+HOST_SETTINGS: dict[str, type] = {
+    "num_epochs": int,
+    "num_iterations_per_epoch": int,
+    "num_val_iterations_per_epoch": int,
+    "save_every": int,
+    "initial_lr": float,
+    "weight_decay": float,
+    "oversample_foreground_percent": float,
+}
+NOT_OPTIONS = ("views",)  # a public attribute that is part of the method, not a number to try
+
+
+def allowed_options(trainer: type, host: type) -> dict[str, type]:
+    """Return the options of a trainer class and their types.
+
+    These are nnU-Net's settings above and the public class attributes of the classes between `trainer` and `host`,
+    nnU-Net's own trainer. An attribute that is None takes its type from its annotation.
+    """
+    allowed = dict(HOST_SETTINGS)
+    ours = [cls for cls in trainer.__mro__ if issubclass(cls, host) and cls is not host]
+    for cls in reversed(ours):
+        for name, value in vars(cls).items():
+            if name.startswith("_") or name in NOT_OPTIONS or name in HOST_SETTINGS:
+                continue
+            if value is None and name in cls.__annotations__:
+                allowed[name] = {"int | None": int, "str | None": str}[_annotation(cls, name)]
+            elif isinstance(value, bool | int | float | str):
+                allowed[name] = type(value)
+    return allowed
+
+
+def parse_options(text: str, allowed: Mapping[str, type]) -> dict[str, Option]:
+    """Read "name=value name=value".
+
+    Raises:
+        ValueError: something that is not name=value, an unknown or repeated name, a value of the wrong type.
+    """
+    options: dict[str, Option] = {}
+    for item in text.split():
+        name, equals, value = item.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"{ENVIRONMENT_VARIABLE} is written as name=value name=value, got {item!r}")
+        if name not in allowed:
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}: unknown option {name!r}; allowed are {', '.join(sorted(allowed))}")
+        if name in options:
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}: option {name!r} is given twice")
+        options[name] = _parse(name, value, allowed[name])
+    return options
+
+
+def merge_options(
+    stored: Mapping[str, Option], given: Mapping[str, Option] | None, defaults: Mapping[str, Option | None]
+) -> dict[str, Option]:
+    """Return the options of a run that goes on: the stored ones, with nothing changed but a larger `num_epochs`.
+
+    Args:
+        stored: the options of the checkpoint.
+        given: the options of this call; None when the variable is not set.
+        defaults: the values without options.
+
+    Raises:
+        ValueError: an option differs from what the run was started with.
+    """
+    if given is None:
+        return dict(stored)
+    for name in sorted({*stored, *given}):
+        before, now = stored.get(name, defaults.get(name)), given.get(name, defaults.get(name))
+        if before != now and not (name == "num_epochs" and now > before):
+            raise ValueError(
+                f"this run was started with {name}={before}, now {ENVIRONMENT_VARIABLE} says {name}={now}; a run goes "
+                f"on with its own options (only num_epochs may grow): unset {ENVIRONMENT_VARIABLE}, set {name} back, "
+                "or train without --c"
+            )
+    return dict(given)
+
+
+def _annotation(cls: type, name: str) -> str:
+    annotation = cls.__annotations__[name]
+    return annotation if isinstance(annotation, str) else str(annotation)
+
+
+def _parse(name: str, value: str, kind: type) -> Option:
+    try:
+        parsed = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+    except (ValueError, KeyError):
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{ENVIRONMENT_VARIABLE}: {name} takes {expected}, got {value!r}") from None
+    if kind is float and not math.isfinite(parsed):
+        raise ValueError(f"{ENVIRONMENT_VARIABLE}: {name} takes a finite number, got {value!r}")
+    smallest = 1 if name in HOST_SETTINGS else 0
+    if kind is int and parsed < smallest:
+        raise ValueError(f"{ENVIRONMENT_VARIABLE}: {name} is at least {smallest}, got {value!r}")
+    return parsed
