@@ -1,0 +1,237 @@
+"""Tiny plans, tiny data, tiny trainers: a step takes milliseconds on one core."""
+
+import copy
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("nnUNet_n_proc_DA", "0")
+os.environ.setdefault("nnUNet_def_n_proc", "1")
+os.environ["nnUNet_compile"] = "f"
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_ssl.data.unlabeled_preprocessing import folder_of
+
+DATASET = "Dataset999_Tiny"
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the matrix over which trainers are tested."""
+
+    dim: int = 3
+    residual: bool = False
+    num_classes: int = 2  # with background
+    regions: bool = False
+    ignore: bool = False
+    batch_size: int = 2
+    anisotropic: bool = False
+    masked: bool = False  # normalised inside the image only
+
+    @property
+    def configuration(self) -> str:
+        return "3d_fullres" if self.dim == 3 else "2d"
+
+    @property
+    def patch_size(self) -> list[int]:
+        if self.dim == 2:
+            return [16, 16]
+        return [4, 16, 16] if self.anisotropic else [16, 16, 16]
+
+    def dataset_json(self) -> dict:
+        labels = {"background": 0} | {f"class{i}": i for i in range(1, self.num_classes)}
+        extra = {}
+        if self.regions:
+            labels = {"background": 0, "whole": list(range(1, self.num_classes)), "core": self.num_classes - 1}
+            extra = {"regions_class_order": [1, self.num_classes - 1]}
+        if self.ignore:
+            labels["ignore"] = self.num_classes
+        return {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 4, "file_ending": ".nii.gz"} | extra
+
+    def plans(self) -> dict:
+        dim, conv = self.dim, "Conv3d" if self.dim == 3 else "Conv2d"
+        stride = [1, 2, 2] if self.anisotropic else [2] * dim
+        blocks = (
+            {"n_blocks_per_stage": [1, 1, 1], "n_conv_per_stage_decoder": [1, 1]}
+            if self.residual
+            else {"n_conv_per_stage": [1, 1, 1], "n_conv_per_stage_decoder": [1, 1]}
+        )
+        network = "ResidualEncoderUNet" if self.residual else "PlainConvUNet"
+        resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+        configuration = {
+            "data_identifier": f"nnUNetPlans_{self.configuration}",
+            "preprocessor_name": "DefaultPreprocessor",
+            "batch_size": self.batch_size,
+            "patch_size": self.patch_size,
+            "median_image_size_in_voxels": self.patch_size,
+            "spacing": [1.0] * dim,
+            "normalization_schemes": ["ZScoreNormalization"],
+            "use_mask_for_norm": [self.masked],
+            "resampling_fn_data": "resample_data_or_seg_to_shape",
+            "resampling_fn_seg": "resample_data_or_seg_to_shape",
+            "resampling_fn_data_kwargs": resampling,
+            "resampling_fn_seg_kwargs": resampling | {"is_seg": True},
+            "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+            "resampling_fn_probabilities_kwargs": resampling,
+            "architecture": {
+                "network_class_name": f"dynamic_network_architectures.architectures.unet.{network}",
+                "arch_kwargs": {
+                    "n_stages": 3,
+                    "features_per_stage": [4, 8, 16],
+                    "conv_op": f"torch.nn.modules.conv.{conv}",
+                    "kernel_sizes": [[3] * dim] * 3,
+                    "strides": [[1] * dim, stride, stride],
+                    "conv_bias": True,
+                    "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
+                    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+                    "dropout_op": None,
+                    "dropout_op_kwargs": None,
+                    "nonlin": "torch.nn.LeakyReLU",
+                    "nonlin_kwargs": {"inplace": True},
+                    **blocks,
+                },
+                "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+            },
+            "batch_dice": dim == 2,
+        }
+        return {
+            "dataset_name": DATASET,
+            "plans_name": "nnUNetPlans",
+            "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+            "original_median_shape_after_transp": [20, 20, 20],
+            "image_reader_writer": "SimpleITKIO",
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "configurations": {self.configuration: configuration},
+            "experiment_planner_used": "ExperimentPlanner",
+            "label_manager": "LabelManager",
+            "foreground_intensity_properties_per_channel": {
+                "0": {"max": 9.0, "mean": 1.0, "median": 1.0, "min": 0.0, "percentile_00_5": 0.0,
+                      "percentile_99_5": 9.0, "std": 1.0}
+            },
+        }
+
+
+@dataclass
+class TinyDataset:
+    """A preprocessed data set on disk, made without nnU-Net's planner."""
+
+    case: Case
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "preprocessed" / DATASET
+
+    @property
+    def labeled_folder(self) -> Path:
+        return self.folder / f"nnUNetPlans_{self.case.configuration}"
+
+    @property
+    def unlabeled_folder(self) -> Path:
+        return folder_of(self.folder, self.labeled_folder.name)
+
+    @property
+    def images_un(self) -> Path:
+        return self.root / "raw" / DATASET / "imagesUn"
+
+    def write(self) -> "TinyDataset":
+        self.labeled_folder.mkdir(parents=True)
+        self.unlabeled_folder.mkdir()
+        (self.root / "raw").mkdir()
+        (self.root / "results").mkdir()
+        plans, dataset_json = self.case.plans(), self.case.dataset_json()
+        (self.folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+        (self.folder / "dataset.json").write_text(json.dumps(dataset_json))
+        (self.folder / "dataset_fingerprint.json").write_text("{}")
+        for i in range(4):
+            self.write_case(self.labeled_folder, f"labeled{i}", seed=i)
+        for i in range(3):
+            self.write_case(self.unlabeled_folder, f"unlabeled{i}", seed=100 + i, has_label=False)
+        self.write_splits([{"train": ["labeled0", "labeled1"], "val": ["labeled2", "labeled3"]}] * 2)
+        return self
+
+    def write_splits(self, splits: list[dict]) -> None:
+        (self.folder / "splits_final.json").write_text(json.dumps(splits))
+
+    def write_case(self, folder: Path, name: str, seed: int, has_label: bool = True) -> None:
+        rng = np.random.default_rng(seed)
+        shape = (6, 20, 20) if self.case.anisotropic else (20, 20, 20)
+        seg = np.zeros((1, *shape), dtype=np.int16)
+        for label in range(1, self.case.num_classes + int(self.case.ignore)):
+            start = [int(rng.integers(0, size - size // 2 + 1)) for size in shape]
+            box = tuple(slice(s, s + size // 2) for s, size in zip(start, shape, strict=True))
+            seg[0][box] = label
+        image = (rng.normal(size=(1, *shape)) + seg).astype(np.float32)
+        image[:, :, :3] = 0 if self.case.masked else image[:, :, :3]
+        properties = {
+            "spacing": [1.0, 1.0, 1.0],
+            "sitk_stuff": {"spacing": (1.0,) * 3, "origin": (0.0,) * 3, "direction": tuple(np.eye(3).ravel())},
+            "shape_before_cropping": shape,
+            "shape_after_cropping_and_before_resampling": shape,
+            "bbox_used_for_cropping": [[0, size] for size in shape],
+            "class_locations": {},
+        }
+        if has_label:
+            manager = PlansManager(copy.deepcopy(self.case.plans())).get_label_manager(self.case.dataset_json())
+            wanted = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+            keys = [*wanted, *([(-1, *manager.all_labels)] if manager.has_ignore_label else [])]
+            for key in keys:
+                found = np.argwhere(np.isin(seg, key))
+                properties["class_locations"][tuple(map(int, key)) if isinstance(key, tuple) else int(key)] = found
+            reference = self.folder / "gt_segmentations" / f"{name}.nii.gz"
+            reference.parent.mkdir(exist_ok=True)
+            SimpleITK.WriteImage(SimpleITK.GetImageFromArray(seg[0].astype(np.uint8)), str(reference))
+        else:
+            seg[:] = 0
+        nnUNetDatasetBlosc2.save_case(
+            image, seg, properties, str(folder / name), chunks=image.shape, blocks=image.shape
+        )
+
+
+@pytest.fixture()
+def tiny_dataset(tmp_path, monkeypatch):
+    """Return a function that writes a tiny data set and points nnU-Net's variables at it."""
+
+    def make(**cell) -> TinyDataset:
+        root = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
+        root.mkdir()
+        dataset = TinyDataset(Case(**cell), root).write()
+        for name in ("raw", "preprocessed", "results"):
+            monkeypatch.setenv(f"nnUNet_{name}", str(root / name))
+        monkeypatch.delenv("nnUNet_ssl_options", raising=False)
+        return dataset
+
+    return make
+
+
+def make_trainer(dataset: TinyDataset, trainer_class: type, fold: int | str = 0, resume: bool = False, **settings):
+    """Construct a trainer as nnUNetv2_train does, with a length of a few steps."""
+    plans = dataset.case.plans() | {"continue_training": resume}
+    trainer = trainer_class(plans, dataset.case.configuration, fold, dataset.case.dataset_json(), torch.device("cpu"))
+    defaults = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
+    if hasattr(trainer, "training_losses"):
+        if not resume:
+            trainer.options = defaults | settings
+    else:
+        for name, value in (defaults | settings).items():
+            setattr(trainer, name, value)
+    return trainer
+
+
+def parameters_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+def assert_equal_weights(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name

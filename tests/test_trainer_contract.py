@@ -1,0 +1,267 @@
+"""What every trainer of this package promises (design: the promises of the base), over every class in trainers/."""
+
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+import nnunet_ssl.trainers
+from nnunet_ssl.data.loaders import batches_on_device
+from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.distributed import unwrap
+from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
+from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
+from tests.conftest import assert_equal_weights, make_trainer, parameters_of
+
+TRAINERS = sorted(module.name for module in pkgutil.iter_modules(nnunet_ssl.trainers.__path__))
+
+# Pairwise-covering: each pair of values of two properties stands in some row.
+MATRIX = [
+    {"dim": 2, "residual": False, "num_classes": 2, "batch_size": 1},
+    {"dim": 2, "residual": True, "num_classes": 4, "batch_size": 4, "ignore": True},
+    {"dim": 2, "residual": False, "num_classes": 4, "batch_size": 2, "regions": True, "ignore": True},
+    {"dim": 3, "residual": True, "num_classes": 2, "batch_size": 2, "anisotropic": True, "masked": True},
+    {"dim": 3, "residual": False, "num_classes": 4, "batch_size": 4, "regions": True},
+    {"dim": 3, "residual": True, "num_classes": 4, "batch_size": 1, "regions": True, "anisotropic": True},
+    {"dim": 3, "residual": False, "num_classes": 2, "batch_size": 2, "ignore": True, "masked": True},
+]
+
+
+def cell_name(cell: dict) -> str:
+    return "-".join(key if value is True else f"{key}{value}" for key, value in cell.items() if value is not False)
+
+
+@pytest.fixture(params=TRAINERS)
+def trainer_class(request) -> type[SemiSupervisedTrainer]:
+    return find_trainer(request.param)
+
+
+def started(dataset, trainer_class, **settings):
+    """Return a trainer with loaders, at the start of its first epoch."""
+    trainer = make_trainer(dataset, trainer_class, **{"seed": 1} | settings)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def trained(dataset, trainer_class, **settings):
+    trainer = make_trainer(dataset, trainer_class, **{"seed": 1} | settings)
+    trainer.run_training()
+    return trainer
+
+
+def unsupervised_weights(trainer_class) -> dict[str, float]:
+    """Return the options that switch all unsupervised terms off."""
+    return {name: 0.0 for name in vars(trainer_class) if name.endswith("_weight") and not name.startswith("_")}
+
+
+def test_there_are_trainers():
+    assert "nnUNetTrainerMeanTeacher" in TRAINERS
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5])
+@pytest.mark.parametrize("cell", MATRIX, ids=cell_name)
+def test_steps_in_every_setting(tiny_dataset, trainer_class, cell, progress):
+    """Promise 6: the terms are finite and sum to the loss, the student moves, the validation runs."""
+    trainer = started(tiny_dataset(**cell), trainer_class)
+    trainer.current_epoch = int(progress * trainer.num_epochs)
+    before = parameters_of(unwrap(trainer.network))
+    loss = trainer.train_step(next(trainer.dataloader_train))["loss"]
+    assert np.isfinite(loss)
+    assert loss == pytest.approx(sum(values[-1] for values in trainer.epoch_terms.values()), rel=1e-5)
+    moved = [not torch.equal(value, before[name]) for name, value in parameters_of(unwrap(trainer.network)).items()]
+    assert any(moved)
+    result = trainer.validation_step(next(trainer.dataloader_val))
+    assert np.isfinite(result["loss"])
+
+
+@pytest.mark.parametrize("cell", MATRIX, ids=cell_name)
+def test_without_unsupervised_terms_the_step_is_nnunets(tiny_dataset, trainer_class, cell):
+    """Promise 1: same loss and parameters to 1e-6, over several steps."""
+    if getattr(trainer_class, "changes_supervised_term", False):
+        pytest.skip("declares that it changes the supervised term by its nature")
+    dataset = tiny_dataset(**cell)
+    ours = started(dataset, trainer_class, **unsupervised_weights(trainer_class))
+    plain = make_trainer(dataset, nnUNetTrainer)
+    plain.initialize()
+    plain.network.load_state_dict(unwrap(ours.network).state_dict())
+    plain.network.train()
+    plain.lr_scheduler.step(0)
+    for _ in range(3):
+        batch = next(ours.dataloader_train)
+        copy = {key: batch[key] for key in ("data", "target", "keys")}
+        assert ours.train_step(batch)["loss"] == pytest.approx(plain.train_step(copy)["loss"], abs=1e-6)
+    reference = parameters_of(plain.network)
+    for name, value in parameters_of(unwrap(ours.network)).items():
+        torch.testing.assert_close(value, reference[name], atol=1e-6, rtol=0)
+
+
+def test_hidden_labels_never_influence_training(tiny_dataset, trainer_class):
+    """Promise 2: labels on disk of unlabeled cases are scrambled; the trained weights stay the same bit for bit."""
+    dataset = tiny_dataset(ignore=True, masked=True)
+    dataset.write_splits([{"train": ["labeled0", "labeled1"], "val": ["labeled2"], "unlabeled": ["labeled3", "unlabeled0"]}])
+    weights = parameters_of(unwrap(trained(dataset, trainer_class).network))
+    image = (dataset.labeled_folder / "labeled3.b2nd").read_bytes()
+    for ending in ("_seg.b2nd", ".pkl"):
+        (dataset.labeled_folder / f"labeled3{ending}").write_bytes(b"not a label any more")
+    again = trained(dataset, trainer_class)
+    assert set(again.dataloader_train.unlabeled.data_loader.indices) == {"labeled3", "unlabeled0"}
+    assert (dataset.labeled_folder / "labeled3.b2nd").read_bytes() == image
+    assert_equal_weights(weights, parameters_of(unwrap(again.network)))
+
+
+def test_hidden_images_do_influence_training(tiny_dataset, trainer_class):
+    """The other half of the test above: what it compares reacts to the unlabeled cases at all."""
+    dataset = tiny_dataset()
+    weights = parameters_of(unwrap(trained(dataset, trainer_class, num_epochs=4).network))
+    for i in range(3):
+        dataset.write_case(dataset.unlabeled_folder, f"new{i}", seed=7 + i, has_label=False)
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            (dataset.unlabeled_folder / f"unlabeled{i}{ending}").unlink()
+    again = parameters_of(unwrap(trained(dataset, trainer_class, num_epochs=4).network))
+    assert any(not torch.equal(value, again[name]) for name, value in weights.items())
+
+
+def test_gradients_reach_all_parameters_and_no_teacher(tiny_dataset, trainer_class):
+    """Promise 3: what gets a gradient in nnU-Net gets one here; every term that needs the student has one."""
+    dataset = tiny_dataset(num_classes=4)
+    trainer = started(dataset, trainer_class)
+    trainer.current_epoch = 1
+    trainer.train_step(next(trainer.dataloader_train))  # teacher and student differ from here on
+    plain = make_trainer(dataset, nnUNetTrainer)
+    plain.initialize()
+    batch = next(trainer.dataloader_train)
+    plain.train_step({key: batch[key] for key in ("data", "target", "keys")})
+    expected = {name for name, parameter in plain.network.named_parameters() if parameter.grad is not None}
+
+    student = unwrap(trainer.network)
+    reached = set()
+    for losses in trainer.training_losses(*batches_on_device(batch, trainer.device)):
+        trainer.optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        having = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert having, f"{list(losses)} moves nothing"
+        reached |= {name for name, p in student.named_parameters() if p.grad is not None}
+    assert reached >= expected
+    if isinstance(trainer, TeacherStudentTrainer):
+        assert all(p.grad is None and not p.requires_grad for p in trainer.teacher.parameters())
+
+
+def test_resumed_run_equals_undisturbed_run(tiny_dataset, trainer_class):
+    """Promise 4: stopped after 2 of 4 epochs and resumed, all parts of the run are equal bit for bit."""
+    dataset = tiny_dataset(num_classes=4)
+    undisturbed = trained(dataset, trainer_class, num_epochs=4)
+    stopped = make_trainer(dataset, trainer_class, seed=1, num_epochs=4, save_every=2)
+    stopped.on_epoch_end = lambda: stop_after(stopped, 2)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run_training()
+    resumed = make_trainer(dataset, trainer_class, resume=True)
+    resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_latest.pth")
+    assert resumed.current_epoch == 2
+    resumed.run_training()
+    for name, part in undisturbed.stateful_parts().items():
+        other = resumed.stateful_parts()[name].state_dict()
+        for key, value in part.state_dict().items():
+            assert torch.equal(value, other[key]), (name, key)
+    assert undisturbed.optimizer_steps == resumed.optimizer_steps == 8
+    for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice"):
+        assert undisturbed.logger.get_value(key, None) == resumed.logger.get_value(key, None)
+
+
+def stop_after(trainer, epochs: int) -> None:
+    type(trainer).on_epoch_end(trainer)
+    if trainer.current_epoch == epochs:
+        raise KeyboardInterrupt
+
+
+def test_checkpoint_holds_what_nnunet_predicts_with(tiny_dataset, trainer_class):
+    """Promise 9: plain nnU-Net's network loads `network_weights`, and they are the inference network's."""
+    trainer = trained(tiny_dataset(num_classes=4), trainer_class)
+    checkpoint = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
+    network = nnUNetTrainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, trainer.label_manager.num_segmentation_heads, False
+    )
+    network.load_state_dict(checkpoint["network_weights"])
+    assert_equal_weights(parameters_of(network), parameters_of(unwrap(trainer.network_for_inference())))
+    assert checkpoint["trainer_name"] == trainer_class.__name__
+
+
+def test_seeded_runs_are_equal(tiny_dataset, trainer_class):
+    dataset = tiny_dataset()
+    first, second = (parameters_of(unwrap(trained(dataset, trainer_class).network)) for _ in range(2))
+    assert_equal_weights(first, second)
+    other = parameters_of(unwrap(trained(dataset, trainer_class, seed=2).network))
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+def test_nonfinite_losses_skip_and_then_stop(tiny_dataset, trainer_class):
+    """Promise 8: weights, optimiser and teacher stay as they are; K in a row stop with the case names."""
+    trainer = started(tiny_dataset(), trainer_class, max_nonfinite_steps=2)
+    trainer.train_step(next(trainer.dataloader_train))
+    before = {name: copy_state(part) for name, part in trainer.stateful_parts().items()}
+    bad = next(trainer.dataloader_train)
+    bad["data"] = torch.full_like(bad["data"], torch.nan)
+    assert np.isnan(trainer.train_step(bad)["loss"])
+    assert trainer.nonfinite_of_epoch == 1
+    with pytest.raises(RuntimeError, match=r"not finite in 2 steps in a row.*labeled[01].*unlabeled[012]"):
+        trainer.train_step(bad)
+    for name, part in trainer.stateful_parts().items():
+        for key, value in part.state_dict().items():
+            assert torch.equal(value, before[name][key]), (name, key)
+
+
+def copy_state(part) -> dict:
+    return {key: value.clone() for key, value in part.state_dict().items()}
+
+
+def test_one_bad_step_does_not_count_towards_the_next_row(tiny_dataset, trainer_class):
+    trainer = started(tiny_dataset(), trainer_class, max_nonfinite_steps=2)
+    for value in (torch.nan, 1.0, torch.nan, 1.0):
+        batch = next(trainer.dataloader_train)
+        batch["data"] = batch["data"] * value
+        trainer.train_step(batch)
+    assert trainer.nonfinite_of_epoch == 2
+
+
+def test_source_of_each_trainer_keeps_the_rules(trainer_class):
+    """A link, differences and cost in the docstring; a reason for each number; no __init__; under 100 lines."""
+    source = Path(sys.modules[trainer_class.__module__].__file__).read_text()
+    assert source.count("\n") < 100
+    assert "__init__" not in vars(trainer_class)
+    assert "https://" in trainer_class.__doc__
+    assert "Differences from the paper" in trainer_class.__doc__
+    assert "Cost" in trainer_class.__doc__
+    for name, value in vars(trainer_class).items():
+        if not name.startswith("_") and isinstance(value, int | float | str):
+            assert re.search(rf"^    {name}\b.*=.*  # \S", source, re.MULTILINE), f"{name} has no reason on its line"
+    bases = trainer_class.__bases__
+    assert all(base.__module__.startswith("nnunet_ssl.training") for base in bases), "methods inherit from no method"
+
+
+def test_module_imports_alone(trainer_class):
+    module = f"nnunet_ssl.trainers.{trainer_class.__name__}"
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, timeout=120)
+
+
+def test_every_trainer_is_in_the_readme(trainer_class):
+    readme = Path(__file__).parent.parent / "README.md"
+    assert trainer_class.__name__ in readme.read_text()
+
+
+def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path):
+    """Promise 7, over all trainers in one pair of processes: same weights, same teacher, same parts."""
+    dataset = tiny_dataset(num_classes=4)
+    report = tmp_path / "report.json"
+    harness = [sys.executable, "-m", "tests.gloo_harness", str(dataset.root), str(report), *TRAINERS]
+    subprocess.run(harness, check=True, timeout=600)
+    for name, ranks in json.loads(report.read_text()).items():
+        assert ranks[0] == ranks[1], name
+        assert ranks[0]["steps"] == 4, name
