@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -206,6 +207,8 @@ def _preprocess_into(folder: Path, job: UnlabeledPreprocessing, case: str, files
     names = _channel_names(job.dataset_json)
     if len(files) > len(names):
         raise WrongChannelCountError(_channel_problem(len(files), names))
+    for file in files:
+        _refuse_damaged_nifti(file)
     plans = PlansManager(job.plans)
     configuration = plans.get_configuration(job.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
@@ -217,6 +220,15 @@ def _preprocess_into(folder: Path, job: UnlabeledPreprocessing, case: str, files
     if not np.isfinite(image).all():
         raise ValueError("the image holds values that are not finite (NaN or infinite)")
     return content_of(image)
+
+
+def _refuse_damaged_nifti(file: Path) -> None:
+    """Read a NIfTI file to its end: the reader most data sets use fills what is missing with zeros, without a word."""
+    if file.name.endswith((".nii", ".nii.gz")):
+        try:
+            np.asanyarray(nibabel.load(file).dataobj)
+        except Exception as error:
+            raise ValueError(f"{file.name} is cut off or damaged ({' '.join(str(error).split())})") from error
 
 
 def _channel_names(dataset_json: dict) -> list[str]:

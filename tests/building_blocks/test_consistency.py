@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+import torch
+
+from nnunet_ssl.building_blocks.consistency import mean_squared_error
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 2, 3, 4, 5)])
+def test_equals_naive_reference(shape):
+    first, second = np.random.default_rng(0).random((2, *shape))
+    total = 0.0
+    for index in np.ndindex(shape):
+        total += (first[index] - second[index]) ** 2
+    result = mean_squared_error(torch.tensor(first), torch.tensor(second))
+    assert result.item() == pytest.approx(total / first.size, rel=1e-6)
+
+
+def test_gradient_flows_to_the_prediction_only():
+    probs, target = torch.rand(1, 2, 3, 3, requires_grad=True), torch.rand(1, 2, 3, 3, requires_grad=True)
+    mean_squared_error(probs, target).backward()
+    torch.testing.assert_close(probs.grad, 2 * (probs - target).detach() / probs.numel())
+    assert target.grad is None
+
+
+def test_half_precision_does_not_underflow():
+    """A difference of 1e-4 squared is 1e-8, which float16 rounds to 0."""
+    probs = torch.full((1, 2, 4, 4), 1e-4, dtype=torch.float16)
+    assert mean_squared_error(probs, torch.zeros_like(probs)).item() == pytest.approx(1e-8, rel=1e-2)
+
+
+def test_shapes_are_not_broadcast():
+    with pytest.raises(ValueError, match=r"one shape, got \(2, 3, 4, 4\) and \(2, 1, 4, 4\)"):
+        mean_squared_error(torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4))

@@ -1,0 +1,129 @@
+"""Softmax labels and sigmoid regions against naive float64 references and hand values."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
+
+SPACES = [SoftmaxLabels(3), SigmoidRegions(3)]
+
+
+def logits(seed: int = 0, scale: float = 3.0) -> torch.Tensor:
+    return torch.tensor(np.random.default_rng(seed).normal(0, scale, (2, 3, 4, 5)), dtype=torch.float32)
+
+
+def test_softmax_hand_values():
+    space = SoftmaxLabels(2)
+    probs = space.probabilities(torch.tensor([[[[0.0]], [[math.log(3.0)]]]]))  # odds 1 : 3
+    assert probs.flatten().tolist() == pytest.approx([0.25, 0.75])
+    assert space.pseudo_label(probs).flatten().tolist() == [1]
+    assert space.confidence(probs).item() == pytest.approx(0.75)
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / math.log(2)
+    assert space.entropy(probs).item() == pytest.approx(entropy)
+    assert space.sharpen(probs, 0.5).flatten().tolist() == pytest.approx([0.1, 0.9])  # 1 : 9
+
+
+def test_region_hand_values():
+    space = SigmoidRegions(2)
+    probs = space.probabilities(torch.tensor([[[[math.log(3.0)]], [[0.0]]]]))
+    assert probs.flatten().tolist() == pytest.approx([0.75, 0.5])
+    assert space.pseudo_label(probs).flatten().tolist() == [1, 0]
+    assert space.confidence(probs).flatten().tolist() == pytest.approx([0.75, 0.5])
+    assert space.entropy(probs).flatten().tolist()[1] == pytest.approx(1.0)
+    assert space.sharpen(probs, 0.5).flatten().tolist() == pytest.approx([0.9, 0.5])
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
+def test_dice_and_cross_entropy_equal_naive_references(space):
+    z, weight = logits(), torch.tensor(np.random.default_rng(1).random((2, 1, 4, 5)))
+    probs = space.probabilities(z)
+    labels = space.pseudo_label(space.probabilities(logits(2)))
+    p, w = probs.double().numpy(), weight.numpy()[:, 0]
+    reference = labels.numpy()
+    maps = reference if isinstance(space, SigmoidRegions) else (reference == np.arange(3)[None, :, None, None])
+    channels = range(3) if isinstance(space, SigmoidRegions) else range(1, 3)
+    scores = []
+    for c in channels:
+        overlap = (w * p[:, c] * maps[:, c]).sum()
+        size = (w * (p[:, c] + maps[:, c])).sum()
+        scores.append((2 * overlap + 1e-5) / (size + 1e-5))
+    assert space.dice(probs, labels, weight).item() == pytest.approx(np.mean(scores), rel=1e-5)
+
+    voxelwise = space.cross_entropy(z, labels).numpy()
+    if isinstance(space, SigmoidRegions):
+        expected = -(maps * np.log(p) + (1 - maps) * np.log(1 - p))
+    else:
+        expected = -np.log((p * maps).sum(1, keepdims=True))
+    np.testing.assert_allclose(voxelwise, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
+def test_perfect_prediction_has_dice_one_and_an_empty_one_too(space):
+    labels = space.pseudo_label(space.probabilities(logits()))
+    assert space.dice(space.one_hot(labels), labels).item() == pytest.approx(1.0)
+    empty = torch.zeros_like(labels)
+    assert space.dice(space.one_hot(empty), empty).item() == pytest.approx(1.0)
+
+
+@given(st.integers(0, 1000), st.floats(0.05, 20), st.floats(0.1, 50))
+@settings(max_examples=30, deadline=None)
+def test_sharpening_keeps_the_hard_label_and_the_range(seed, temperature, scale):
+    for space in SPACES:
+        probs = space.probabilities(logits(seed, scale))
+        sharp = space.sharpen(probs, temperature)
+        assert torch.isfinite(sharp).all()
+        assert (sharp >= 0).all()
+        assert (sharp <= 1).all()
+        if isinstance(space, SoftmaxLabels):
+            torch.testing.assert_close(sharp.sum(1), torch.ones_like(sharp.sum(1)))
+        sure = (probs - 0.5).abs().amin(1) > 1e-3 if isinstance(space, SigmoidRegions) else _margin(probs) > 1e-3
+        same = (space.pseudo_label(sharp) == space.pseudo_label(probs)).all(1)
+        assert same[sure].all()
+
+
+def _margin(probs: torch.Tensor) -> torch.Tensor:
+    top = probs.topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
+def test_entropy_is_a_share_and_finite_for_certain_predictions(space):
+    certain = space.one_hot(space.pseudo_label(space.probabilities(logits())))
+    assert space.entropy(certain).abs().max().item() == pytest.approx(0.0, abs=1e-6)
+    uniform = torch.full((1, 3, 2, 2), 1 / 3 if isinstance(space, SoftmaxLabels) else 0.5)
+    torch.testing.assert_close(space.entropy(uniform), torch.ones_like(space.entropy(uniform)))
+
+
+def test_ignore_label_is_unknown_background_without_loss():
+    space = SoftmaxLabels(3, ignore_label=3)
+    target = torch.tensor([[[[0, 1], [2, 3]]]])
+    assert space.is_known(target).flatten().tolist() == [True, True, True, False]
+    assert space.one_hot(target)[0, :, 1, 1].tolist() == [1, 0, 0]
+    assert space.cross_entropy(torch.randn(1, 3, 2, 2), target)[0, 0, 1, 1] == 0
+
+
+def test_ignore_channel_of_regions():
+    space = SigmoidRegions(2, ignore_label=3)
+    target = torch.tensor([[1, 1], [0, 1], [0, 1]])[None, :, None]  # regions, regions, ignore: (1, 3, 1, 2)
+    assert space.is_known(target).flatten().tolist() == [True, False]
+    assert space.one_hot(target)[0, :, 0].tolist() == [[1, 0], [0, 0]]
+    assert space.cross_entropy(torch.randn(1, 2, 1, 2), target)[0, :, 0, 1].tolist() == [0, 0]
+
+
+def test_probabilities_leave_half_precision():
+    for space in SPACES:
+        assert space.probabilities(logits().half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
+def test_pseudo_labels_carry_no_gradient(space):
+    z = logits().requires_grad_()
+    probs = space.probabilities(z)
+    assert not space.pseudo_label(probs).requires_grad
+    space.dice(probs, space.pseudo_label(probs)).backward()
+    assert z.grad.abs().sum() > 0

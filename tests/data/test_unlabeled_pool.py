@@ -1,0 +1,122 @@
+import shutil
+
+import pytest
+
+from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, unlabeled_cases_of_fold
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
+from tests.data.test_unlabeled_preprocessing import write_image
+
+LABELED = {"labeled0", "labeled1", "labeled2"}
+
+
+def preprocessing_of(dataset) -> UnlabeledPreprocessing:
+    identifier = dataset.labeled_folder.name
+    return UnlabeledPreprocessing(
+        dataset.case.plans(),
+        dataset.case.configuration,
+        dataset.case.dataset_json(),
+        dataset.images_un,
+        folder_of(dataset.folder, identifier),
+    )
+
+
+def collect(dataset, named=None, labeled=LABELED) -> UnlabeledPool:
+    job = preprocessing_of(dataset)
+    return collect_pool(job, dataset.labeled_folder, labeled, named, lambda cases: job.run(1, cases) and None)
+
+
+def test_all_images_are_the_pool_and_are_preprocessed_on_first_use(tiny_dataset):
+    dataset = tiny_dataset()
+    for i in range(2):
+        write_image(dataset.images_un / f"scan{i}_0000.nii.gz", seed=i)
+    pool = collect(dataset)
+    assert pool.folders == {"scan0": dataset.unlabeled_folder, "scan1": dataset.unlabeled_folder}
+
+
+def test_named_cases_are_the_pool_wherever_they_lie(tiny_dataset):
+    dataset = tiny_dataset()
+    write_image(dataset.images_un / "scan0_0000.nii.gz")
+    write_image(dataset.images_un / "scan1_0000.nii.gz", seed=1)
+    pool = collect(dataset, named=["scan1", "labeled3"])
+    assert pool.folders == {"scan1": dataset.unlabeled_folder, "labeled3": dataset.labeled_folder}
+
+
+def test_without_raw_images_what_is_preprocessed_is_trusted(tiny_dataset):
+    dataset = tiny_dataset()
+    shutil.rmtree(dataset.root / "raw")
+    assert sorted(collect(dataset).folders) == ["unlabeled0", "unlabeled1", "unlabeled2"]
+
+
+def test_empty_pool_says_where_images_go(tiny_dataset):
+    dataset = tiny_dataset()
+    dataset.images_un.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no unlabeled images: put them into .*imagesUn as CASE_0000.nii.gz"):
+        collect(dataset)
+    with pytest.raises(ValueError, match=r"lists no case under `unlabeled`"):
+        collect(dataset, named=[])
+
+
+def test_case_that_is_nowhere_is_named(tiny_dataset):
+    with pytest.raises(ValueError, match=r"neither in .* nor preprocessed in .*: ghost"):
+        collect(tiny_dataset(), named=["ghost"])
+
+
+def test_name_shared_with_a_labeled_case_is_refused(tiny_dataset):
+    dataset = tiny_dataset()
+    write_image(dataset.images_un / "labeled1_0000.nii.gz")
+    with pytest.raises(ValueError, match=r"labeled1: unlabeled and at the same time a training or validation case"):
+        collect(dataset)
+    with pytest.raises(ValueError, match="labeled2: unlabeled and at the same time"):
+        collect(tiny_dataset(), named=["labeled2"])
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_same_image_under_another_name_is_refused(tiny_dataset, hidden):
+    dataset = tiny_dataset()
+    folder = dataset.labeled_folder if hidden else dataset.unlabeled_folder
+    for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+        shutil.copy(dataset.labeled_folder / f"labeled2{ending}", folder / f"copy{ending}")
+    with pytest.raises(ValueError, match=r"same image as a training or validation case of this fold: copy = labeled2"):
+        collect(dataset, named=["copy"])
+
+
+def test_raw_copy_of_a_labeled_image_is_refused(tiny_dataset):
+    """Recompressed and renamed: the bytes differ, the voxels do not."""
+    dataset = tiny_dataset()
+    write_image(dataset.images_un / "scan0_0000.nii.gz")
+    job = preprocessing_of(dataset)
+    job.run(1)
+    for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+        shutil.copy(job.preprocessed / f"scan0{ending}", dataset.labeled_folder / f"labeled0{ending}")
+    with pytest.raises(ValueError, match="scan0 = labeled0"):
+        collect(dataset)
+
+
+def test_wrong_channel_count_is_refused(tiny_dataset):
+    dataset = tiny_dataset()
+    write_image(dataset.images_un / "scan0_0000.nii.gz")
+    write_image(dataset.images_un / "scan0_0001.nii.gz")
+    with pytest.raises(ValueError, match=r"do not fit the data set: scan0: it has 2 channel\(s\), the data set has 1"):
+        collect(dataset)
+
+
+def test_damaged_image_is_left_out(tiny_dataset):
+    dataset = tiny_dataset()
+    write_image(dataset.images_un / "scan0_0000.nii.gz")
+    write_image(dataset.images_un / "scan1_0000.nii.gz", seed=1)
+    (dataset.images_un / "scan1_0000.nii.gz").write_bytes(b"no image")
+    pool = collect(dataset)
+    assert list(pool.folders) == ["scan0"]
+    assert list(pool.left_out) == ["scan1"]
+    (dataset.images_un / "scan0_0000.nii.gz").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="none of the 2 unlabeled images can be used; scan0: "):
+        collect(dataset)
+
+
+def test_unlabeled_key_of_a_fold(tiny_dataset):
+    dataset = tiny_dataset()
+    dataset.write_splits([{"train": [], "val": []}, {"train": [], "val": [], "unlabeled": ["a"]}])
+    file = dataset.folder / "splits_final.json"
+    assert unlabeled_cases_of_fold(file, 0) is None
+    assert unlabeled_cases_of_fold(file, 1) == ["a"]
+    assert unlabeled_cases_of_fold(file, "all") is None

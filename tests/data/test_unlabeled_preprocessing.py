@@ -1,0 +1,172 @@
+import json
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import SimpleITK
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_ssl.data.preprocessed_images import open_image
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, read_stamp, state_folder
+
+
+def write_image(file, seed=0, shape=(12, 14, 16), spacing=(1.0, 1.0, 1.0)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = SimpleITK.GetImageFromArray(np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32))
+    image.SetSpacing(spacing)
+    SimpleITK.WriteImage(image, str(file))
+
+
+@pytest.fixture()
+def job(tiny_dataset) -> UnlabeledPreprocessing:
+    dataset = tiny_dataset()
+    for i in range(3):
+        write_image(dataset.images_un / f"scan{i}_0000.nii.gz", seed=i)
+    return UnlabeledPreprocessing(
+        dataset.case.plans(),
+        "3d_fullres",
+        dataset.case.dataset_json(),
+        dataset.images_un,
+        dataset.folder / "nnUNetPlans_3d_fullres_unlabeled",
+    )
+
+
+def test_case_equals_nnunets_own_preprocessing(job):
+    assert job.run(1) == {}
+    plans = PlansManager(job.plans)
+    configuration = plans.get_configuration("3d_fullres")
+    expected, *_ = DefaultPreprocessor(verbose=False).run_case(
+        [str(job.images / "scan1_0000.nii.gz")], None, plans, configuration, job.dataset_json
+    )
+    np.testing.assert_array_equal(open_image(job.preprocessed, "scan1")[:], expected)
+
+
+def test_folder_lists_as_nnunet_expects(job):
+    """Stamps and temporary files lie beside it: nnU-Net infers format and cases from the folder's listing."""
+    job.run(1)
+    dataset_class = infer_dataset_class(str(job.preprocessed))
+    assert {"scan0", "scan1", "scan2"} <= set(dataset_class.get_identifiers(str(job.preprocessed)))
+    assert not list((state_folder(job.preprocessed) / "unfinished").iterdir())
+
+
+def test_second_run_does_nothing(job):
+    job.run(1)
+    before = {file: file.stat().st_mtime_ns for file in job.preprocessed.iterdir()}
+    assert job.outdated() == []
+    job.run(1)
+    assert before == {file: file.stat().st_mtime_ns for file in job.preprocessed.iterdir()}
+
+
+def test_only_the_changed_case_is_redone(job):
+    job.run(1)
+    write_image(job.images / "scan1_0000.nii.gz", seed=99)
+    assert job.outdated() == ["scan1"]
+    old = open_image(job.preprocessed, "scan1")[:]
+    job.run(1)
+    assert job.outdated() == []
+    assert not np.array_equal(old, open_image(job.preprocessed, "scan1")[:])
+
+
+def test_touched_but_equal_file_is_not_redone(job):
+    job.run(1)
+    os.utime(job.images / "scan1_0000.nii.gz", (1, 1))
+    assert job.outdated() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plans: plans["configurations"]["3d_fullres"].update(spacing=[2.0, 2.0, 2.0]),
+        lambda plans: plans["configurations"]["3d_fullres"].update(normalization_schemes=["CTNormalization"]),
+        lambda plans: plans["foreground_intensity_properties_per_channel"]["0"].update(mean=7.0),
+        lambda plans: plans.update(transpose_forward=[1, 0, 2]),
+    ],
+    ids=["spacing", "normalization", "intensities", "transpose"],
+)
+def test_settings_that_change_voxels_make_all_stale(job, change):
+    job.run(1)
+    change(job.plans)
+    assert job.outdated() == ["scan0", "scan1", "scan2"]
+
+
+def test_settings_that_do_not_change_voxels_keep_all(job):
+    job.run(1)
+    job.plans["configurations"]["3d_fullres"].update(batch_size=7, patch_size=[8, 8, 8])
+    assert job.outdated() == []
+
+
+def damage(job) -> None:
+    file = job.images / "scan1_0000.nii.gz"
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_damaged_image_stops_no_other_and_is_named(job, num_processes):
+    damage(job)
+    problems = job.run(num_processes)
+    assert list(problems) == ["scan1"]
+    assert "scan1_0000.nii.gz is cut off or damaged" in problems["scan1"]
+    assert open_image(job.preprocessed, "scan0").shape == open_image(job.preprocessed, "scan2").shape
+    with pytest.raises(FileNotFoundError):
+        open_image(job.preprocessed, "scan1")
+    assert job.outdated() == []
+    assert job.outdated(retry_problems=True) == ["scan1"]
+    write_image(job.images / "scan1_0000.nii.gz", seed=1)
+    assert job.run(1) == {}
+
+
+def test_image_with_nan_is_named(job):
+    """ITK's NIfTI reader turns NaN into 0, for labeled images too; the readers of other formats hand it on."""
+    job.dataset_json["file_ending"] = ".nrrd"
+    voxels = np.ones((12, 14, 16), dtype=np.float32)
+    voxels[3, 3, 3] = np.nan
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), str(job.images / "scan2_0000.nrrd"))
+    assert job.run(1) == {"scan2": "the image holds values that are not finite (NaN or infinite)"}
+
+
+def test_truncated_uncompressed_nifti_is_named(job):
+    """ITK's reader fills the missing rest with zeros."""
+    job.dataset_json["file_ending"] = ".nii"
+    write_image(job.images / "scan0_0000.nii")
+    file = job.images / "scan0_0000.nii"
+    file.write_bytes(file.read_bytes()[:2000])
+    assert "scan0_0000.nii is cut off or damaged (Expected 10752 bytes" in job.run(1)["scan0"]
+
+
+def test_wrong_channel_count_is_told_apart(job):
+    write_image(job.images / "scan0_0001.nii.gz")
+    assert job.run(1) == {"scan0": "it has 2 channel(s), the data set has 1 (MRI)"}
+    assert read_stamp(job.preprocessed, "scan0").wrong_channel_count
+
+
+def test_name_without_channel_is_refused(job):
+    write_image(job.images / "scan7.nii.gz")
+    with pytest.raises(ValueError, match=r"scan7.nii.gz is not named as nnU-Net names images: CASE_0000.nii.gz"):
+        job.image_files()
+
+
+def test_unfinished_case_is_redone_after_a_kill(job, monkeypatch):
+    """Files of a case appear whole; without its stamp a case counts as not done."""
+    job.run(1)
+    stamp = state_folder(job.preprocessed) / "stamps" / "scan1.json"
+    stamp.unlink()
+    (state_folder(job.preprocessed) / "unfinished" / "scan1").mkdir(parents=True)
+    (state_folder(job.preprocessed) / "unfinished" / "scan1" / "scan1.b2nd").write_bytes(b"half")
+    assert job.outdated() == ["scan1"]
+    assert job.run(1) == {}
+    assert json.loads(stamp.read_text())["problem"] == ""
+
+
+def test_several_processes_at_once_share_the_work(job):
+    """Five folds are often started at once: one preprocesses, the others wait and find the work done."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        assert pool.map(run_job, [job, job]) == [{}, {}]
+    assert job.outdated() == []
+
+
+def run_job(job: UnlabeledPreprocessing) -> dict:
+    return job.run(1)

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_ssl.data.views import ViewsTransform
+
+
+def transforms(dim=3, masked=False, dummy_2d=False) -> list:
+    return nnUNetTrainer.get_training_transforms(
+        (16,) * dim, (-0.5, 0.5), [[1.0] * dim], tuple(range(dim)), dummy_2d, use_mask_for_norm=[masked],
+        regions=[(1, 2), 2], ignore_label=3,
+    ).transforms
+
+
+def patch(dim=3, size=20) -> dict:
+    axes = torch.meshgrid(*[torch.linspace(0.5, 1.5, size)] * dim, indexing="ij")
+    image = sum((i + 1) * axis for i, axis in enumerate(axes))[None].clone()
+    return {"image": image, "segmentation": torch.zeros((1, *image.shape[1:]), dtype=torch.int16)}
+
+
+@pytest.mark.parametrize(("dim", "dummy_2d"), [(2, False), (3, False), (3, True)])
+def test_views_share_one_geometry(dim, dummy_2d):
+    """Without intensity changes both views are the same patch, whatever rotation, scale and mirror were drawn."""
+    views = ViewsTransform(transforms(dim, dummy_2d=dummy_2d), ("weak", "strong"))
+    size = 16 if dummy_2d else 20
+    for transform in views.intensity.transforms:
+        transform.apply_probability = 0.0
+    for seed in range(10):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        weak, strong = views(**patch(dim, size))["image"]
+        assert weak.shape == (1, *[16] * dim)
+        assert torch.equal(weak, strong)
+
+
+def test_strong_view_changes_and_weak_does_not():
+    views = ViewsTransform(transforms(), ("weak", "strong"))
+    for transform in views.intensity.transforms:
+        transform.apply_probability = 1.0
+    torch.manual_seed(0)
+    weak, strong = views(**patch())["image"]
+    only_weak = ViewsTransform(transforms(), ("weak",))
+    torch.manual_seed(0)
+    np.random.seed(0)
+    torch.testing.assert_close(weak.sort().values.sum(), weak.sum())
+    assert not torch.allclose(weak, strong)
+    assert only_weak(**patch())["image"].shape == (1, 1, 16, 16, 16)
+
+
+def test_order_is_that_of_the_views():
+    views = ViewsTransform(transforms(), ("strong", "weak"))
+    for transform in views.intensity.transforms:
+        transform.apply_probability = 1.0
+    views.geometric.transforms.clear()
+    strong, weak = views(**patch())["image"]
+    assert torch.equal(weak, patch()["image"])
+    assert not torch.equal(strong, weak)
+
+
+def test_outside_of_the_image_stays_zero_in_masked_channels():
+    views = ViewsTransform(transforms(masked=True), ("weak", "strong"))
+    for transform in views.intensity.transforms:
+        transform.apply_probability = 1.0
+    views.geometric.transforms.clear()
+    sample = patch()
+    sample["image"][:, :, :5] = 0
+    weak, strong = views(**sample)["image"]
+    assert (strong[:, :, :5] == 0).all()
+    assert (strong[:, :, 5:] != 0).any()
+    assert (weak[:, :, :5] == 0).all()
+
+
+def test_mask_follows_the_geometry():
+    views = ViewsTransform(transforms(masked=True), ("weak", "strong"))
+    for seed in range(10):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        sample = patch()
+        sample["image"][:, :10] = 0
+        weak, strong = views(**sample)["image"]
+        assert torch.equal(weak == 0, strong == 0)
+
+
+def test_unknown_view_and_unknown_transform_are_refused():
+    with pytest.raises(ValueError, match=r"views are some of .* got \('medium',\)"):
+        ViewsTransform(transforms(), ("medium",))
+
+    class Cascade(BasicTransform):
+        pass
+
+    with pytest.raises(NotImplementedError, match="no place among the views for Cascade"):
+        ViewsTransform([*transforms(), Cascade()], ("weak",))
