@@ -1,0 +1,88 @@
+import os
+
+import pytest
+import torch
+
+from nnunet_ssl.training.checkpoints import load_intact, previous_checkpoint, save_atomically
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture()
+def file(tmp_path):
+    return tmp_path / "checkpoint_latest.pth"
+
+
+def load(file, report=print):
+    return load_intact(file, CPU, report)
+
+
+def test_new_one_replaces_old_one_which_stays_as_previous(file):
+    for epoch in range(3):
+        save_atomically({"epoch": epoch}, file)
+    assert load(file) == {"epoch": 2}
+    assert load(previous_checkpoint(file)) == {"epoch": 1}
+    assert sorted(path.name for path in file.parent.iterdir()) == [
+        "checkpoint_latest.previous.pth",
+        "checkpoint_latest.pth",
+    ]
+
+
+def test_previous_takes_no_space_until_the_next(file, monkeypatch):
+    save_atomically({"epoch": 0}, file)
+    inode = file.stat().st_ino
+    save_atomically({"epoch": 1}, file)
+    assert previous_checkpoint(file).stat().st_ino == inode
+
+
+def test_kill_during_writing_leaves_the_old_one(file, monkeypatch):
+    save_atomically({"epoch": 0}, file)
+
+    def killed(checkpoint, opened):
+        opened.write(b"half a checkpoint")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_atomically({"epoch": 1}, file)
+    assert load(file) == {"epoch": 0}
+
+
+def test_file_system_without_hard_links(file, monkeypatch):
+    def refuse(source, target):
+        raise OSError("Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    save_atomically({"epoch": 0}, file)
+    save_atomically({"epoch": 1}, file)
+    assert load(previous_checkpoint(file)) == {"epoch": 0}
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"noise" * 99])
+def test_damaged_one_falls_back_with_a_message(file, damage):
+    save_atomically({"weights": torch.ones(999)}, file)
+    save_atomically({"weights": torch.zeros(999)}, file)
+    file.write_bytes(damage(file.read_bytes()))
+    messages = []
+    assert torch.equal(load(file, messages.append)["weights"], torch.ones(999))
+    assert len(messages) == 1
+    assert "checkpoint_latest.pth is damaged" in messages[0]
+    assert messages[0].endswith("going on from checkpoint_latest.previous.pth")
+
+
+def test_damaged_one_without_previous_says_what_to_do(file):
+    file.write_bytes(b"noise")
+    with pytest.raises(RuntimeError, match=r"is damaged .* no previous checkpoint beside it: delete it"):
+        load(file)
+    previous_checkpoint(file).write_bytes(b"noise")
+    with pytest.raises(RuntimeError, match=r"is damaged .* and so is checkpoint_latest.previous.pth"):
+        load(file)
+
+
+def test_permissions_follow_the_umask(file):
+    before = os.umask(0o022)
+    try:
+        save_atomically({}, file)
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o644

@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch import nn
+
+from nnunet_ssl.training.distributed import device_of_this_process, tie_unused_heads, unwrap
+from nnunet_ssl.training.reproducibility import derive_seed, fix_timed_choices
+
+
+def test_cpu_stays_cpu():
+    assert device_of_this_process(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_local_rank_decides_the_gpu_of_a_second_node(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")  # global rank 5 of two nodes with four GPUs
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert device_of_this_process(torch.device("cuda")) == torch.device("cuda", 1)
+
+
+def test_without_local_rank_the_rank_decides(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert device_of_this_process(torch.device("cuda")) == torch.device("cuda", 1)
+
+
+def test_unwrap_finds_the_bare_module():
+    module = nn.Linear(1, 1)
+    assert unwrap(module) is module
+    assert unwrap(torch.compile(module)) is module
+
+
+def test_tied_heads_change_nothing_and_get_a_gradient():
+    heads = [torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 2, 2, requires_grad=True)]
+    tied = tie_unused_heads(heads)
+    assert torch.equal(tied, heads[0])
+    tied.sum().backward()
+    assert heads[1].grad is not None
+    assert heads[1].grad.abs().sum() == 0
+
+
+def test_seeds_differ_in_every_part():
+    seeds = {derive_seed(seed, stream, rank, worker, epoch)
+             for seed in (0, 1) for stream in range(3) for rank in range(2) for worker in range(4) for epoch in (0, 7)}
+    assert len(seeds) == 2 * 3 * 2 * 4 * 2
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+@pytest.mark.parametrize("benchmark", [True])
+def test_timed_choices_are_found_inside_other_transforms(benchmark):
+    from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+    from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+    from batchgeneratorsv2.transforms.utils.random import RandomTransform
+
+    blur = GaussianBlurTransform(benchmark=benchmark)
+    fix_timed_choices(ComposeTransforms([RandomTransform(blur)]))
+    assert blur.benchmark is False

@@ -1,0 +1,83 @@
+import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.options import allowed_options, merge_options, parse_options
+
+MEAN_TEACHER = find_trainer("nnUNetTrainerMeanTeacher")
+ALLOWED = allowed_options(MEAN_TEACHER, nnUNetTrainer)
+
+
+def test_allowed_are_the_public_attributes_and_nnunets_settings():
+    assert ALLOWED == {
+        "num_epochs": int,
+        "num_iterations_per_epoch": int,
+        "num_val_iterations_per_epoch": int,
+        "save_every": int,
+        "initial_lr": float,
+        "weight_decay": float,
+        "oversample_foreground_percent": float,
+        "seed": int,
+        "init_checkpoint": str,
+        "max_nonfinite_steps": int,
+        "ema_decay": float,
+        "predict_with": str,
+        "consistency_weight": float,
+        "rampup_duration": float,
+    }
+
+
+def test_values_are_read_by_type():
+    options = parse_options("consistency_weight=5 num_epochs=300 seed=1 init_checkpoint=/a/b=c.pth", ALLOWED)
+    assert options == {"consistency_weight": 5.0, "num_epochs": 300, "seed": 1, "init_checkpoint": "/a/b=c.pth"}
+    assert parse_options("flag=True", {"flag": bool}) == {"flag": True}
+    assert parse_options("  ", ALLOWED) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("consistancy_weight=5", r"unknown option 'consistancy_weight'; allowed are consistency_weight, ema_decay, "),
+        ("views=weak", r"unknown option 'views'"),
+        ("training_losses=1", r"unknown option 'training_losses'"),
+        ("num_epochs=2.5", r"num_epochs takes a whole number, got '2.5'"),
+        ("num_epochs=0", r"num_epochs is at least 1, got '0'"),
+        ("seed=-1", r"seed is at least 0, got '-1'"),
+        ("ema_decay=high", r"ema_decay takes a number, got 'high'"),
+        ("ema_decay=nan", r"ema_decay takes a finite number, got 'nan'"),
+        ("ema_decay", r"written as name=value name=value, got 'ema_decay'"),
+        ("ema_decay = 0.9", r"written as name=value name=value, got 'ema_decay'"),
+        ("seed=1 seed=2", r"'seed' is given twice"),
+    ],
+)
+def test_bad_options_are_refused_by_name(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_options(text, ALLOWED)
+
+
+def test_bad_flag_is_refused():
+    with pytest.raises(ValueError, match="flag takes true or false, got 'yes'"):
+        parse_options("flag=yes", {"flag": bool})
+
+
+DEFAULTS = {"num_epochs": 1000, "ema_decay": 0.99}
+
+
+def test_unset_variable_means_the_stored_options():
+    assert merge_options({"ema_decay": 0.9}, None, DEFAULTS) == {"ema_decay": 0.9}
+
+
+def test_only_a_larger_number_of_epochs_may_differ():
+    assert merge_options({"num_epochs": 10}, {"num_epochs": 20}, DEFAULTS) == {"num_epochs": 20}
+    assert merge_options({}, {"num_epochs": 2000}, DEFAULTS) == {"num_epochs": 2000}
+    for stored, given, message in [
+        ({"num_epochs": 10}, {"num_epochs": 5}, "started with num_epochs=10, now .* num_epochs=5"),
+        ({"num_epochs": 10, "ema_decay": 0.9}, {"num_epochs": 10}, "started with ema_decay=0.9, now .* ema_decay=0.99"),
+        ({}, {"ema_decay": 0.5}, "started with ema_decay=0.99, now .* ema_decay=0.5"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            merge_options(stored, given, DEFAULTS)
+
+
+def test_option_set_to_its_default_is_no_difference():
+    assert merge_options({}, {"ema_decay": 0.99}, DEFAULTS) == {"ema_decay": 0.99}

@@ -1,0 +1,326 @@
+"""The base, with small methods made for the test."""
+
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_ssl.building_blocks.consistency import mean_squared_error
+from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.distributed import unwrap
+from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
+from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
+from tests.conftest import assert_equal_weights, make_trainer, parameters_of
+
+MEAN_TEACHER = find_trainer("nnUNetTrainerMeanTeacher")
+
+
+class TwoTerms(SemiSupervisedTrainer):
+    """Two terms, yielded one after the other."""
+
+    def training_losses(self, labeled, unlabeled):
+        yield {"supervised": self.supervised_loss(labeled)}
+        yield {"entropy": self.label_space.entropy(self.probabilities(self.student(unlabeled.weak))).mean()}
+
+
+class OneGraph(SemiSupervisedTrainer):
+    """The same two terms of one concatenated batch."""
+
+    def training_losses(self, labeled, unlabeled):
+        size = labeled.image.shape[0]
+        outputs = self.student_outputs(torch.cat([labeled.image, unlabeled.weak]))
+        supervised = self.loss([head[:size] for head in outputs], labeled.target)
+        entropy = self.label_space.entropy(self.probabilities(outputs[0][size:])).mean()
+        yield {"supervised": supervised, "entropy": entropy}
+
+
+class Silent(SemiSupervisedTrainer):
+    """Has not said what its losses are."""
+
+
+def step_of(dataset, trainer_class):
+    trainer = make_trainer(dataset, trainer_class, seed=1)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    loss = trainer.train_step(next(trainer.dataloader_train))["loss"]
+    return loss, parameters_of(trainer.network), trainer.epoch_terms
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_yielded_one_by_one_equals_one_concatenated_batch(tiny_dataset, dim):
+    dataset = tiny_dataset(dim=dim)
+    loss, weights, terms = step_of(dataset, TwoTerms)
+    expected_loss, expected_weights, expected_terms = step_of(dataset, OneGraph)
+    assert loss == pytest.approx(expected_loss, abs=1e-6)
+    assert terms.keys() == expected_terms.keys() == {"supervised", "entropy"}
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected_weights[name], atol=1e-6, rtol=1e-5)
+
+
+def test_one_graph_is_alive_at_a_time(tiny_dataset):
+    """What was yielded has been back-propagated, and its graph freed, when the next line runs."""
+    seen = []
+
+    class Watching(TwoTerms):
+        def training_losses(self, labeled, unlabeled):
+            loss = self.supervised_loss(labeled)
+            yield {"supervised": loss}
+            seen.append(next(self.network.parameters()).grad is not None)
+            with pytest.raises(RuntimeError, match="second time"):
+                loss.backward()
+            seen.append(True)
+
+    step_of(tiny_dataset(), Watching)
+    assert seen == [True, True]
+
+
+def test_method_without_losses_is_told_so(tiny_dataset):
+    with pytest.raises(NotImplementedError, match="Silent does not say what its losses are: write training_losses"):
+        step_of(tiny_dataset(), Silent)
+
+
+def test_progress_runs_from_zero_to_one_over_the_whole_run(tiny_dataset):
+    seen = []
+
+    class Watching(TwoTerms):
+        def training_losses(self, labeled, unlabeled):
+            seen.append(self.progress)
+            yield from super().training_losses(labeled, unlabeled)
+
+    make_trainer(tiny_dataset(), Watching, seed=1, num_epochs=3, num_iterations_per_epoch=2).run_training()
+    np.testing.assert_allclose(seen, np.arange(6) / 6)
+
+
+# ---- settings, in their order ----
+
+
+def test_attributes_then_variant_then_options(tiny_dataset, monkeypatch):
+    dataset = tiny_dataset()
+
+    class Short(MEAN_TEACHER):
+        num_epochs = 7
+        initial_lr = 0.5
+
+    monkeypatch.setenv("nnUNet_ssl_options", "initial_lr=0.25 consistency_weight=3")
+    trainer = plain_trainer(dataset, Short)
+    trainer.initialize()
+    assert (trainer.num_epochs, trainer.initial_lr, trainer.consistency_weight) == (7, 0.25, 3.0)
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.25
+    assert trainer.lr_scheduler.max_steps == 7
+
+    variant = plain_trainer(dataset, find_trainer("nnUNetTrainerMeanTeacher_250epochs"))
+    variant.initialize()
+    assert variant.num_epochs == 250
+    monkeypatch.setenv("nnUNet_ssl_options", "num_epochs=3")
+    variant = plain_trainer(dataset, find_trainer("nnUNetTrainerMeanTeacher_250epochs"))
+    variant.initialize()
+    assert variant.num_epochs == 3
+
+
+def plain_trainer(dataset, trainer_class, resume=False, configuration=None, plans=None, fold=0):
+    plans = (plans or dataset.case.plans()) | {"continue_training": resume}
+    configuration = configuration or dataset.case.configuration
+    return trainer_class(plans, configuration, fold, dataset.case.dataset_json(), torch.device("cpu"))
+
+
+def test_bad_value_of_a_base_is_refused(tiny_dataset, monkeypatch):
+    monkeypatch.setenv("nnUNet_ssl_options", "predict_with=both")
+    dataset = tiny_dataset()
+    monkeypatch.setenv("nnUNet_ssl_options", "predict_with=both")
+    with pytest.raises(ValueError, match="predict_with is teacher or student, got 'both'"):
+        plain_trainer(dataset, MEAN_TEACHER).initialize()
+
+
+def test_cascade_is_refused_by_name(tiny_dataset):
+    dataset = tiny_dataset()
+    plans = dataset.case.plans()
+    configurations = plans["configurations"]
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    configurations["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    trainer = plain_trainer(dataset, MEAN_TEACHER, configuration="3d_cascade_fullres", plans=plans)
+    with pytest.raises(NotImplementedError, match="configuration 3d_cascade_fullres is the second stage of a cascade"):
+        trainer.initialize()
+
+
+def test_fold_beyond_the_splits_is_refused(tiny_dataset):
+    trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, fold=2)
+    with pytest.raises(ValueError, match=r"there is no fold 2: .*splits_final.json has the folds 0 to 1"):
+        trainer.run_training()
+
+
+def test_fold_all_uses_images_un(tiny_dataset):
+    trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, fold="all", seed=1)
+    trainer.on_train_start()
+    assert sorted(trainer.dataloader_train.labeled.data_loader.indices) == [f"labeled{i}" for i in range(4)]
+    assert sorted(trainer.dataloader_train.unlabeled.data_loader.indices) == [f"unlabeled{i}" for i in range(3)]
+
+
+# ---- the network that counts ----
+
+
+def test_inference_network_is_swapped_back_even_on_an_error(tiny_dataset):
+    trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, seed=1)
+    trainer.initialize()
+    student = trainer.network
+    with pytest.raises(KeyError), trainer.inference_network():
+        assert trainer.network is trainer.teacher
+        trainer.set_deep_supervision_enabled(True)
+        raise KeyError
+    assert trainer.network is student
+    assert student.decoder.deep_supervision is True
+    assert trainer.teacher.decoder.deep_supervision is False
+    assert not trainer.teacher.training
+
+
+def test_student_can_be_the_one_that_predicts(tiny_dataset):
+    dataset = tiny_dataset()
+    for name in ("teacher", "student"):
+        trainer = make_trainer(dataset, MEAN_TEACHER, seed=1, predict_with=name)
+        trainer.run_training()
+        saved = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)["network_weights"]
+        assert_equal_weights(dict(saved), dict(trainer.stateful_parts()[name].state_dict()))
+    assert any(not torch.equal(saved[key], value) for key, value in trainer.teacher.state_dict().items())
+
+
+def test_teacher_starts_as_the_student_whatever_was_loaded(tiny_dataset):
+    """`-pretrained_weights` loads after `initialize()`."""
+    trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, seed=1)
+    trainer.initialize()
+    for parameter in trainer.network.parameters():
+        parameter.data.fill_(0.5)
+    trainer.on_train_start()
+    assert_equal_weights(parameters_of(trainer.network), parameters_of(trainer.teacher))
+
+
+def test_validation_scores_the_cases_with_the_teacher(tiny_dataset):
+    trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, seed=1)
+    trainer.run_training()
+    student = trainer.network
+    trainer.perform_actual_validation(save_probabilities=True)
+    assert trainer.network is student
+    assert (Path(trainer.output_folder) / "validation" / "summary.json").exists()
+    assert (Path(trainer.output_folder) / "validation" / "labeled2.npz").exists()
+
+
+def test_pseudo_dice_of_one_epoch_without_foreground_does_not_poison_the_average(tiny_dataset):
+    trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, seed=1)
+    trainer.on_train_start()
+    hits = {"loss": np.array(0.0), "tp_hard": np.array([3.0]), "fp_hard": np.array([1.0]), "fn_hard": np.array([1.0])}
+    nothing = {key: value * 0 for key, value in hits.items()}
+    for epoch, (output, expected) in enumerate([(nothing, 0.0), (hits, 0.75), (nothing, 0.75), (hits, 0.75)]):
+        trainer.current_epoch = epoch
+        trainer.on_validation_epoch_end([output])
+        assert trainer.logger.get_value("ema_fg_dice", step=-1) == pytest.approx(expected)
+
+
+# ---- going on ----
+
+
+def test_options_are_the_checkpoints(tiny_dataset, monkeypatch):
+    dataset = tiny_dataset()
+    trainer = make_trainer(dataset, MEAN_TEACHER, seed=1, consistency_weight=3.0, save_every=1)
+    trainer.run_training()
+    final = f"{trainer.output_folder}/checkpoint_final.pth"
+
+    resumed = plain_trainer(dataset, MEAN_TEACHER, resume=True)
+    resumed.load_checkpoint(final)
+    assert (resumed.consistency_weight, resumed.num_epochs, resumed.seed) == (3.0, 2, 1)
+
+    stored = " ".join(f"{name}={value}" for name, value in trainer.options.items())
+    monkeypatch.setenv("nnUNet_ssl_options", stored.replace("num_epochs=2", "num_epochs=5"))
+    longer = plain_trainer(dataset, MEAN_TEACHER, resume=True)
+    longer.load_checkpoint(final)
+    assert longer.num_epochs == 5
+
+    monkeypatch.setenv("nnUNet_ssl_options", stored.replace("consistency_weight=3.0", "consistency_weight=4.0"))
+    with pytest.raises(ValueError, match=r"started with consistency_weight=3.0, now .* consistency_weight=4.0"):
+        plain_trainer(dataset, MEAN_TEACHER, resume=True).load_checkpoint(final)
+    validating = plain_trainer(dataset, MEAN_TEACHER, resume=False)  # --val never compares
+    validating.load_checkpoint(final)
+    assert validating.consistency_weight == 3.0
+
+
+def test_damaged_checkpoint_falls_back_to_the_previous_one(tiny_dataset):
+    dataset = tiny_dataset()
+    trainer = make_trainer(dataset, MEAN_TEACHER, seed=1)
+    trainer.on_train_start()
+    file = Path(trainer.output_folder, "checkpoint_latest.pth")
+    trainer.save_checkpoint(str(file))
+    trainer.current_epoch = 1
+    trainer.save_checkpoint(str(file))
+    file.write_bytes(file.read_bytes()[:1000])
+    resumed = make_trainer(dataset, MEAN_TEACHER, resume=True)
+    resumed.load_checkpoint(str(file))
+    assert resumed.current_epoch == 1  # of the first one: written after epoch 0
+    assert "is damaged" in Path(resumed.log_file).read_text()
+
+
+def test_checkpoint_of_nnunet_is_not_resumed(tiny_dataset):
+    dataset = tiny_dataset()
+    plain = make_trainer(dataset, nnUNetTrainer)
+    plain.run_training()
+    with pytest.raises(ValueError, match=r"checkpoint of nnUNetTrainer, not of .*init_checkpoint=PATH"):
+        make_trainer(dataset, MEAN_TEACHER, resume=True).load_checkpoint(f"{plain.output_folder}/checkpoint_final.pth")
+
+
+def test_init_checkpoint_starts_from_all_weights(tiny_dataset):
+    dataset = tiny_dataset()
+    plain = make_trainer(dataset, nnUNetTrainer)
+    plain.run_training()
+    checkpoint = f"{plain.output_folder}/checkpoint_final.pth"
+    trainer = make_trainer(dataset, MEAN_TEACHER, init_checkpoint=checkpoint)
+    trainer.on_train_start()
+    assert_equal_weights(parameters_of(plain.network), parameters_of(trainer.network))
+    assert_equal_weights(parameters_of(plain.network), parameters_of(trainer.teacher))
+    with pytest.raises(ValueError, match="init_checkpoint=nowhere.pth is not a file"):
+        make_trainer(dataset, MEAN_TEACHER, init_checkpoint="nowhere.pth").on_train_start()
+
+
+def test_previous_checkpoints_of_a_finished_run_are_tidied(tiny_dataset):
+    trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, seed=1, num_epochs=4, save_every=1)
+    trainer.run_training()
+    names = {file.name for file in Path(trainer.output_folder).glob("*.pth")}
+    assert not {name for name in names if "latest" in name}
+    assert {"checkpoint_final.pth", "checkpoint_best.pth"} <= names
+
+
+# ---- data ----
+
+
+def test_workers_of_both_streams_end_with_the_run_and_with_an_error(tiny_dataset, monkeypatch):
+    dataset = tiny_dataset()
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    before = set(multiprocessing.active_children())
+    make_trainer(dataset, MEAN_TEACHER, seed=1).run_training()
+    assert set(multiprocessing.active_children()) <= before
+
+    class Breaking(MEAN_TEACHER):
+        def training_losses(self, labeled, unlabeled):
+            raise ZeroDivisionError
+            yield
+
+    with pytest.raises(ZeroDivisionError):
+        make_trainer(dataset, Breaking, seed=1).run_training()
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_several_ranks_name_the_command_instead_of_preprocessing(tiny_dataset):
+    dataset = tiny_dataset()
+    dataset.images_un.mkdir(parents=True)
+    shutil.copy(next(dataset.folder.glob("gt_segmentations/*.nii.gz")), dataset.images_un / "scan_0000.nii.gz")
+    trainer = make_trainer(dataset, MEAN_TEACHER)
+    trainer.initialize()
+    trainer.is_ddp = True
+    command = "nnunet_ssl preprocess -d Dataset999_Tiny -c 3d_fullres -p nnUNetPlans"
+    with pytest.raises(RuntimeError, match=f"1 unlabeled cases are not preprocessed.*{command}"):
+        trainer._collect_pool()
+
+
+def test_trainer_is_not_constructed_with_more_than_nnunet_gives():
+    for base in (SemiSupervisedTrainer, TeacherStudentTrainer, MEAN_TEACHER):
+        assert "__init__" not in vars(base)
