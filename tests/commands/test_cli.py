@@ -1,0 +1,25 @@
+import subprocess
+import sys
+
+import pytest
+
+from nnunet_ssl.commands.cli import VERBS, main
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom nnunet_ssl.commands.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'nnunetv2') if name in sys.modules])"
+    )
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert output.strip().splitlines()[-1] == "[]"
+    assert all(verb in output for verb in VERBS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["preprocess"], ["preprocess", "-d"]])
+def test_wrong_use_is_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: nnunet_ssl" in capsys.readouterr().err

@@ -1,0 +1,56 @@
+import pytest
+
+from nnunet_ssl.commands.cli import main
+from tests.data.test_unlabeled_preprocessing import write_image
+
+
+@pytest.fixture()
+def dataset(tiny_dataset):
+    dataset = tiny_dataset()
+    for i in range(2):
+        write_image(dataset.images_un / f"scan{i}_0000.nii.gz", seed=i)
+    return dataset
+
+
+@pytest.mark.parametrize("arguments", [["-d", "999"], ["-d", "Dataset999_Tiny", "-c", "3d_fullres", "-np", "1"]])
+def test_preprocesses_what_is_missing(dataset, arguments, capsys):
+    assert main(["preprocess", *arguments]) == 0
+    assert f"3d_fullres: 2 unlabeled cases in {dataset.unlabeled_folder}" in capsys.readouterr().out
+    assert (dataset.unlabeled_folder / "scan1.b2nd").exists()
+
+
+def test_damaged_image_is_named_and_the_exit_code_is_1(dataset, capsys):
+    (dataset.images_un / "scan0_0000.nii.gz").write_bytes(b"no image")
+    assert main(["preprocess", "-d", "999"]) == 1
+    output = capsys.readouterr().out
+    assert "3d_fullres: 1 unlabeled cases in" in output
+    assert "could not be preprocessed: scan0: scan0_0000.nii.gz is cut off or damaged" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-d", "998"], "nnU-Net knows no data set '998'"),
+        (["-d", "Dataset999_Tiny", "-c", "4d"], "has no configuration 4d, it has 3d_fullres"),
+        (["-d", "999", "-p", "OtherPlans"], "OtherPlans.json: nnUNetv2_plan_and_preprocess -d 999"),
+        (["-d", "999", "-np", "0"], "-np is a number of processes, at least 1, got 0"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_exit_code_2(dataset, arguments, message, capsys):
+    assert main(["preprocess", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_no_image_says_where_they_go(tiny_dataset, capsys):
+    dataset = tiny_dataset()
+    assert main(["preprocess", "-d", "999"]) == 2
+    assert f"no unlabeled images: put them into {dataset.images_un} as CASE_0000.nii.gz" in capsys.readouterr().err
+
+
+def test_unset_variable_is_named(tiny_dataset, monkeypatch, capsys):
+    tiny_dataset()
+    monkeypatch.delenv("nnUNet_raw")
+    assert main(["preprocess", "-d", "999"]) == 2
+    assert "nnUNet_raw not set: export nnUNet_raw=/path/to/folder" in capsys.readouterr().err

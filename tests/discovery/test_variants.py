@@ -1,0 +1,65 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_ssl.discovery.startup import SHIM_FOLDER
+from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+
+
+@pytest.fixture(autouse=True)
+def _switched_on(monkeypatch):
+    monkeypatch.setenv("nnUNet_extTrainer", SHIM_FOLDER)
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("_250epochs", 250), ("_1epoch", 1), ("_4000epochs", 4000)])
+def test_length_variant(name, epochs):
+    variant = find_trainer(f"nnUNetTrainerMeanTeacher{name}")
+    assert variant.num_epochs == epochs
+    assert variant.__name__ == f"nnUNetTrainerMeanTeacher{name}"
+    assert issubclass(variant, nnUNetTrainerMeanTeacher)
+    assert variant.ema_decay == nnUNetTrainerMeanTeacher.ema_decay
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerMeanTeacher", "nnUNetTrainerMeanTeacher_250epochs"])
+def test_nnunets_lookup_gives_the_same_class_each_time(name):
+    first, second = recursive_find_trainer_class_by_name(name), recursive_find_trainer_class_by_name(name)
+    assert first is second is find_trainer(name)
+    assert pickle.loads(pickle.dumps(first)) is first
+
+
+def test_variant_is_unpickled_in_a_process_that_never_asked_for_it():
+    pickled = pickle.dumps(find_trainer("nnUNetTrainerMeanTeacher_17epochs"))
+    code = f"import pickle; print(pickle.loads({pickled!r}).num_epochs)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split()[-1] == "17"
+
+
+@pytest.mark.parametrize(
+    "name", ["nnUNetTrainerNoSuchMethod", "nnUNetTrainerMeanTeacher_0epochs", "nnUNetTrainerMeanTeacher_epochs", "os"]
+)
+def test_unknown_names_are_attribute_errors(name):
+    with pytest.raises(AttributeError, match="nnunet_ssl has no trainer|has no attribute"):
+        find_trainer(name)
+
+
+def test_nnunets_own_message_for_an_unknown_trainer_still_comes():
+    with pytest.raises(RuntimeError, match="Could not find requested nnunet trainer nnUNetTrainerNoSuchMethod"):
+        recursive_find_trainer_class_by_name("nnUNetTrainerNoSuchMethod")
+
+
+def test_trainer_of_nnunet_itself_is_still_found():
+    assert recursive_find_trainer_class_by_name("nnUNetTrainer_250epochs").__module__.startswith("nnunetv2")
+
+
+def test_environment_without_the_package_is_not_disturbed(tmp_path):
+    """The variable is inherited by processes of other environments, where this package cannot be imported."""
+    code = (
+        "import sys, importlib\n"
+        f"sys.path.insert(0, {SHIM_FOLDER!r})\n"
+        "shim = importlib.import_module('nnunet_ssl_trainers')\n"
+        "print(hasattr(shim, 'nnUNetTrainerMeanTeacher'))"
+    )
+    assert subprocess.check_output([sys.executable, "-S", "-c", code], cwd=tmp_path, text=True).strip() == "False"

@@ -1,0 +1,127 @@
+"""Both kinds of install, in fresh environments that see the installed dependencies but not this checkout."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+SOURCES = ("nnunet_ssl", "trainers", "dataset_conversion", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+TRAINER = "nnUNetTrainerMeanTeacher"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """Return a copy of the sources, so that building leaves nothing in the checkout."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in SOURCES:
+        source = CHECKOUT / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module", params=["regular", "editable"])
+def environment(request, checkout, tmp_path_factory) -> Path:
+    """Return the interpreter of an environment into which the package is installed."""
+    folder = tmp_path_factory.mktemp(request.param)
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    site_packages = Path(run(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
+    # The dependencies are those of the running environment; its start-up files are not read this way.
+    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip(python, "install", "--no-deps", "--no-build-isolation", *(["-e"] if request.param == "editable" else []), str(checkout))
+    return python
+
+
+def pip(python: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", *arguments]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def run(python: Path, code: str, **environment: str) -> str:
+    """Run code in a fresh interpreter, outside the checkout, and return its last line."""
+    variables = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "MPLCONFIGDIR": "/tmp", **environment}
+    result = subprocess.run(
+        [str(python), "-c", code], capture_output=True, text=True, env=variables, cwd=python.parent, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return (result.stdout.strip().splitlines() or [""])[-1]
+
+
+def test_wheel_holds_the_packages_and_the_startup_files(checkout, tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, checkout],
+        check=True, capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        names = set(opened.namelist())
+        startup = opened.read("nnunet_ssl.pth").decode(), opened.read("nnunet_ssl.start").decode()
+    assert startup == (
+        "import nnunet_ssl.discovery.startup; nnunet_ssl.discovery.startup.register()\n",
+        "nnunet_ssl.discovery.startup:register\n",
+    )
+    sources = {"nnunet_ssl": "nnunet_ssl", "trainers": "nnunet_ssl/trainers", "dataset_conversion": "nnunet_ssl/dataset_conversion"}
+    for folder, package in sources.items():
+        for file in (checkout / folder).rglob("*.py"):
+            assert f"{package}/{file.relative_to(checkout / folder)}" in names
+    top_level = {name.split("/")[0] for name in names}
+    assert top_level == {"nnunet_ssl", "nnunet_ssl.pth", "nnunet_ssl.start", "nnunet_ssl-0.1.0.dist-info"}
+
+
+@pytest.mark.parametrize("name", [TRAINER, f"{TRAINER}_250epochs"])
+def test_plain_nnunet_finds_the_trainer(environment, name):
+    code = (
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        f"trainer = find({name!r}); print(trainer.__name__, getattr(trainer, 'num_epochs', None))"
+    )
+    assert run(environment, code) == (f"{name} 250" if name.endswith("epochs") else f"{name} None")
+
+
+def test_own_value_of_the_variable_is_kept(environment):
+    code = "import os; print(os.environ['nnUNet_extTrainer'])"
+    assert run(environment, code, nnUNet_extTrainer="/mine").startswith("/mine:/")
+
+
+def test_opt_out(environment):
+    code = "import os, sys; print(os.environ.get('nnUNet_extTrainer'), 'nnunet_ssl.discovery.variants' in sys.modules)"
+    assert run(environment, code, NNUNET_SSL_DISCOVERY="0") == "None False"
+
+
+def test_start_of_an_interpreter_loads_nothing_heavy(environment):
+    code = "import sys; print(sorted(name for name in sys.modules if name.partition('.')[0] in ('nnunet_ssl', 'torch', 'numpy')))"
+    assert run(environment, code) == "['nnunet_ssl', 'nnunet_ssl.discovery', 'nnunet_ssl.discovery.startup']"
+
+
+def test_start_of_an_interpreter_costs_less_than_a_millisecond(environment):
+    """The best of ten, in processes that have imported only what every start of an interpreter does: os."""
+    folder = run(environment, "import nnunet_ssl, os; print(os.path.dirname(os.path.dirname(nnunet_ssl.__file__)))")
+    code = (
+        f"import os, sys, time; sys.path.insert(0, {folder!r}); start = time.perf_counter()\n"
+        "import nnunet_ssl.discovery.startup; nnunet_ssl.discovery.startup.register()\n"
+        "print(1000 * (time.perf_counter() - start))"
+    )
+    times = [subprocess.check_output([environment, "-S", "-c", code], text=True, env={}) for _ in range(10)]
+    assert min(map(float, times)) < 1.0
+
+
+def test_version_is_that_of_the_metadata(environment):
+    assert run(environment, "import nnunet_ssl; print(nnunet_ssl.__version__)") == "0.1.0"
+
+
+def test_uninstalling_removes_every_trace(environment):
+    """Last of this file: it takes the package out of the environment that the tests above share."""
+    site_packages = Path(run(environment, "import sysconfig; print(sysconfig.get_path('purelib'))"))
+    assert any("nnunet_ssl" in path.name for path in site_packages.iterdir())
+    pip(environment, "uninstall", "-y", "nnunet_ssl")
+    assert [path.name for path in site_packages.iterdir() if "nnunet_ssl" in path.name] == []
+    assert not (environment.parent / "nnunet_ssl").exists()
+    assert run(environment, "import os; print(os.environ.get('nnUNet_extTrainer'))") == "None"
