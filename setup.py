@@ -20,6 +20,7 @@ class BuildWithStartupFiles(build_py):
     """Puts the start-up files at the root of a regular wheel, from where they are installed into site-packages."""
 
     def run(self) -> None:
+        """Build, then write them."""
         super().run()
         if not self.editable_mode:
             Path(self.build_lib).mkdir(parents=True, exist_ok=True)
@@ -31,6 +32,7 @@ class EditableWheelWithStartupFiles(editable_wheel):
     """Adds the start-up files to the editable wheel, which does not take over what `build_py` puts beside packages."""
 
     def run(self) -> None:
+        """Make the wheel, then add them."""
         super().run()
         (wheel,) = Path(self.dist_dir).glob("nnunet_ssl-*editable*.whl")
         add_to_wheel(wheel, STARTUP_FILES)

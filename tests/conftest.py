@@ -114,8 +114,15 @@ class Case:
             "experiment_planner_used": "ExperimentPlanner",
             "label_manager": "LabelManager",
             "foreground_intensity_properties_per_channel": {
-                "0": {"max": 9.0, "mean": 1.0, "median": 1.0, "min": 0.0, "percentile_00_5": 0.0,
-                      "percentile_99_5": 9.0, "std": 1.0}
+                "0": {
+                    "max": 9.0,
+                    "mean": 1.0,
+                    "median": 1.0,
+                    "min": 0.0,
+                    "percentile_00_5": 0.0,
+                    "percentile_99_5": 9.0,
+                    "std": 1.0,
+                }
             },
         }
 
@@ -197,7 +204,7 @@ class TinyDataset:
         )
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_dataset(tmp_path, monkeypatch):
     """Return a function that writes a tiny data set and points nnU-Net's variables at it."""
 

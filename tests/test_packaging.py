@@ -37,7 +37,8 @@ def environment(request, checkout, tmp_path_factory) -> Path:
     site_packages = Path(run(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     # The dependencies are those of the running environment; its start-up files are not read this way.
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    pip(python, "install", "--no-deps", "--no-build-isolation", *(["-e"] if request.param == "editable" else []), str(checkout))
+    kind = ["-e"] if request.param == "editable" else []
+    pip(python, "install", "--no-deps", "--no-build-isolation", *kind, str(checkout))
     return python
 
 
@@ -59,7 +60,8 @@ def run(python: Path, code: str, **environment: str) -> str:
 def test_wheel_holds_the_packages_and_the_startup_files(checkout, tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, checkout],
-        check=True, capture_output=True,
+        check=True,
+        capture_output=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:
@@ -69,8 +71,8 @@ def test_wheel_holds_the_packages_and_the_startup_files(checkout, tmp_path):
         "import nnunet_ssl.discovery.startup; nnunet_ssl.discovery.startup.register()\n",
         "nnunet_ssl.discovery.startup:register\n",
     )
-    sources = {"nnunet_ssl": "nnunet_ssl", "trainers": "nnunet_ssl/trainers", "dataset_conversion": "nnunet_ssl/dataset_conversion"}
-    for folder, package in sources.items():
+    for folder in ("nnunet_ssl", "trainers", "dataset_conversion"):
+        package = folder if folder == "nnunet_ssl" else f"nnunet_ssl/{folder}"
         for file in (checkout / folder).rglob("*.py"):
             assert f"{package}/{file.relative_to(checkout / folder)}" in names
     top_level = {name.split("/")[0] for name in names}
@@ -97,7 +99,10 @@ def test_opt_out(environment):
 
 
 def test_start_of_an_interpreter_loads_nothing_heavy(environment):
-    code = "import sys; print(sorted(name for name in sys.modules if name.partition('.')[0] in ('nnunet_ssl', 'torch', 'numpy')))"
+    code = (
+        "import sys\n"
+        "print(sorted(name for name in sys.modules if name.partition('.')[0] in ('nnunet_ssl', 'torch', 'numpy')))"
+    )
     assert run(environment, code) == "['nnunet_ssl', 'nnunet_ssl.discovery', 'nnunet_ssl.discovery.startup']"
 
 

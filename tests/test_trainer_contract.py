@@ -107,7 +107,8 @@ def test_without_unsupervised_terms_the_step_is_nnunets(tiny_dataset, trainer_cl
 def test_hidden_labels_never_influence_training(tiny_dataset, trainer_class):
     """Promise 2: labels on disk of unlabeled cases are scrambled; the trained weights stay the same bit for bit."""
     dataset = tiny_dataset(ignore=True, masked=True)
-    dataset.write_splits([{"train": ["labeled0", "labeled1"], "val": ["labeled2"], "unlabeled": ["labeled3", "unlabeled0"]}])
+    fold = {"train": ["labeled0", "labeled1"], "val": ["labeled2"], "unlabeled": ["labeled3", "unlabeled0"]}
+    dataset.write_splits([fold])
     weights = parameters_of(unwrap(trained(dataset, trainer_class).network))
     image = (dataset.labeled_folder / "labeled3.b2nd").read_bytes()
     for ending in ("_seg.b2nd", ".pkl"):
@@ -261,7 +262,7 @@ def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path):
     dataset = tiny_dataset(num_classes=4)
     report = tmp_path / "report.json"
     harness = [sys.executable, "-m", "tests.gloo_harness", str(dataset.root), str(report), *TRAINERS]
-    subprocess.run(harness, check=True, timeout=600)
+    subprocess.run(harness, check=True, timeout=600, cwd=Path(__file__).parent.parent)
     for name, ranks in json.loads(report.read_text()).items():
         assert ranks[0] == ranks[1], name
         assert ranks[0]["steps"] == 4, name

@@ -4,7 +4,7 @@
 |---|---|---|
 | channels C | classes, background first | regions, which may overlap; no background |
 | labels | integers (B, 1, *spatial) | one 0/1 map for each region (B, C, *spatial) |
-| nnU-Net's target | labels, the ignore label being the highest integer | labels, plus a last channel for the ignore label |
+| nnU-Net's target | labels; the highest integer is the ignore label | labels; a last channel is the ignore label |
 """
 
 import math
@@ -86,70 +86,70 @@ class LabelSpace(ABC):
 class SoftmaxLabels(LabelSpace):
     """Classes that exclude each other."""
 
-    def probabilities(self, logits: Tensor) -> Tensor:  # noqa: D102 - said once, in LabelSpace
+    def probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().softmax(1)
 
-    def pseudo_label(self, probs: Tensor) -> Tensor:  # noqa: D102
+    def pseudo_label(self, probs: Tensor) -> Tensor:
         return probs.detach().argmax(1, keepdim=True)
 
-    def confidence(self, probs: Tensor) -> Tensor:  # noqa: D102
+    def confidence(self, probs: Tensor) -> Tensor:
         return probs.amax(1, keepdim=True)
 
-    def entropy(self, probs: Tensor) -> Tensor:  # noqa: D102
+    def entropy(self, probs: Tensor) -> Tensor:
         return torch.special.entr(probs).sum(1, keepdim=True) / math.log(self.num_channels)
 
-    def sharpen(self, probs: Tensor, temperature: float) -> Tensor:  # noqa: D102
+    def sharpen(self, probs: Tensor, temperature: float) -> Tensor:
         return (_log(probs) / temperature).softmax(1)
 
-    def one_hot(self, labels: Tensor) -> Tensor:  # noqa: D102
+    def one_hot(self, labels: Tensor) -> Tensor:
         labels = torch.where(self.is_known(labels), labels, 0).long()
         shape = (labels.shape[0], self.num_channels, *labels.shape[2:])
         return torch.zeros(shape, device=labels.device).scatter_(1, labels, 1.0)
 
-    def is_known(self, target: Tensor) -> Tensor:  # noqa: D102
+    def is_known(self, target: Tensor) -> Tensor:
         return torch.ones_like(target, dtype=torch.bool) if self.ignore_label is None else target != self.ignore_label
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
-        ignore_index = -100 if self.ignore_label is None else self.ignore_label
-        return F.cross_entropy(logits.float(), labels[:, 0].long(), reduction="none", ignore_index=ignore_index)[:, None]
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        labels = torch.where(self.is_known(labels), labels, -100)[:, 0].long()  # what torch leaves out
+        return F.cross_entropy(logits.float(), labels, reduction="none", ignore_index=-100)[:, None]
 
     @property
-    def foreground(self) -> slice:  # noqa: D102
+    def foreground(self) -> slice:
         return slice(1, None)
 
 
 class SigmoidRegions(LabelSpace):
     """Regions that may overlap, each a yes or no."""
 
-    def probabilities(self, logits: Tensor) -> Tensor:  # noqa: D102
+    def probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid()
 
-    def pseudo_label(self, probs: Tensor) -> Tensor:  # noqa: D102
+    def pseudo_label(self, probs: Tensor) -> Tensor:
         return (probs.detach() > 0.5).long()
 
-    def confidence(self, probs: Tensor) -> Tensor:  # noqa: D102
+    def confidence(self, probs: Tensor) -> Tensor:
         return torch.maximum(probs, 1.0 - probs)
 
-    def entropy(self, probs: Tensor) -> Tensor:  # noqa: D102
+    def entropy(self, probs: Tensor) -> Tensor:
         return (torch.special.entr(probs) + torch.special.entr(1.0 - probs)) / math.log(2.0)
 
-    def sharpen(self, probs: Tensor, temperature: float) -> Tensor:  # noqa: D102
+    def sharpen(self, probs: Tensor, temperature: float) -> Tensor:
         return ((_log(probs) - _log(1.0 - probs)) / temperature).sigmoid()
 
-    def one_hot(self, labels: Tensor) -> Tensor:  # noqa: D102
+    def one_hot(self, labels: Tensor) -> Tensor:
         return labels[:, : self.num_channels].float() * self.is_known(labels)
 
-    def is_known(self, target: Tensor) -> Tensor:  # noqa: D102
+    def is_known(self, target: Tensor) -> Tensor:
         if target.shape[1] == self.num_channels:
             return torch.ones_like(target[:, :1], dtype=torch.bool)
         return ~target[:, -1:].bool()
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:  # noqa: D102
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         regions = labels[:, : self.num_channels].float()
         return F.binary_cross_entropy_with_logits(logits.float(), regions, reduction="none") * self.is_known(labels)
 
     @property
-    def foreground(self) -> slice:  # noqa: D102
+    def foreground(self) -> slice:
         return slice(None)
 
 

@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> int:  # noqa: ARG001 - every verb is cal
     """Print all findings; return 0 only if a training can start."""
     findings = [finding for check in CHECKS for finding in check()]
     for finding in findings:
-        print(f"[{'PROBLEM' if finding.is_problem else 'note' if finding.remedy else 'ok':^7}] {finding.name}: {finding.state}")
+        mark = "PROBLEM" if finding.is_problem else "note" if finding.remedy else "ok"
+        print(f"[{mark:^7}] {finding.name}: {finding.state}")
         if finding.remedy:
             print(f"          {'mend it' if finding.is_problem else 'advice'}: {finding.remedy}")
     problems = sum(finding.is_problem for finding in findings)

@@ -113,4 +113,3 @@ def write_json_atomically(content: dict, file: Path) -> None:
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(content, indent=1))
     unfinished.replace(file)
-

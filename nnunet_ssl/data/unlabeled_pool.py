@@ -54,7 +54,7 @@ def collect_pool(
 
     stamps = {case: read_stamp(preprocessing.preprocessed, case) for case in from_images}
     problems = {case: stamp for case, stamp in stamps.items() if stamp is not None and stamp.problem}
-    _refuse_wrong_channels([f"{case}: {stamp.problem}" for case, stamp in problems.items() if stamp.wrong_channel_count])
+    _refuse_wrong_channels([f"{case}: {s.problem}" for case, s in problems.items() if s.wrong_channel_count])
     left_out = {case: stamp.problem for case, stamp in problems.items()}
     usable = [case for case in from_images if case not in left_out]
     folders = dict.fromkeys(usable, preprocessing.preprocessed)
@@ -130,7 +130,9 @@ def _refuse_shared_contents(
         )
 
 
-def _empty_pool_message(preprocessing: UnlabeledPreprocessing, named: list[str] | None, left_out: dict[str, str]) -> str:
+def _empty_pool_message(
+    preprocessing: UnlabeledPreprocessing, named: list[str] | None, left_out: dict[str, str]
+) -> str:
     if left_out:
         case, problem = next(iter(left_out.items()))
         return f"none of the {len(left_out)} unlabeled images can be used; {case}: {problem}"

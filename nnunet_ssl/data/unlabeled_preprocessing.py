@@ -104,7 +104,7 @@ class UnlabeledPreprocessing:
         plans = PlansManager(self.plans)
         configuration = plans.get_configuration(self.configuration)
         keys = ("spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name")
-        resampling = ("resampling_fn_data", "resampling_fn_data_kwargs", "resampling_fn_seg", "resampling_fn_seg_kwargs")
+        resampling = ("resampling_fn_data", "resampling_fn_data_kwargs")
         return json.loads(
             json.dumps(
                 {key: configuration.configuration[key] for key in (*keys, *resampling)}

@@ -33,9 +33,9 @@ class ViewsTransform(BasicTransform):
         if not views or not set(views) <= set(VIEWS):
             raise ValueError(f"views are some of {VIEWS}, got {views}")
         self.views = views
-        self.geometric = ComposeTransforms([t for t in training_transforms if _changes_geometry(t)])
-        self.intensity = ComposeTransforms([t for t in training_transforms if isinstance(_inner(t), ImageOnlyTransform)])
-        self.masking = ComposeTransforms([t for t in training_transforms if isinstance(t, MaskImageTransform)])
+        self.geometric = _those(GEOMETRIC, training_transforms)
+        self.intensity = _those(ImageOnlyTransform, training_transforms)
+        self.masking = _those(MaskImageTransform, training_transforms)
         self.masked_channels = [channel for mask in self.masking.transforms for channel in mask.apply_to_channels]
         known = [*self.geometric.transforms, *self.intensity.transforms, *self.masking.transforms]
         for transform in training_transforms:
@@ -67,5 +67,5 @@ def _inner(transform: BasicTransform) -> BasicTransform:
     return transform.transform if isinstance(transform, RandomTransform) else transform
 
 
-def _changes_geometry(transform: BasicTransform) -> bool:
-    return isinstance(_inner(transform), GEOMETRIC)
+def _those(kind: type | tuple[type, ...], transforms: list[BasicTransform]) -> ComposeTransforms:
+    return ComposeTransforms([transform for transform in transforms if isinstance(_inner(transform), kind)])

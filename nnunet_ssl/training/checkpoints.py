@@ -36,9 +36,7 @@ def save_atomically(checkpoint: dict, filename: str | Path) -> None:
     _sync_folder(filename.parent)
 
 
-def load_intact(
-    filename: str | Path, map_location: torch.device, report: Callable[[str], None]
-) -> dict:
+def load_intact(filename: str | Path, map_location: torch.device, report: Callable[[str], None]) -> dict:
     """Load a checkpoint; a damaged one is reported and the previous one taken instead.
 
     The files are nnU-Net's own kind, which hold more than tensors: load only files you trust.

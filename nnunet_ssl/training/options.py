@@ -51,7 +51,8 @@ def parse_options(text: str, allowed: Mapping[str, type]) -> dict[str, Option]:
         if not equals or not name or not value:
             raise ValueError(f"{ENVIRONMENT_VARIABLE} is written as name=value name=value, got {item!r}")
         if name not in allowed:
-            raise ValueError(f"{ENVIRONMENT_VARIABLE}: unknown option {name!r}; allowed are {', '.join(sorted(allowed))}")
+            names = ", ".join(sorted(allowed))
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}: unknown option {name!r}; allowed are {names}")
         if name in options:
             raise ValueError(f"{ENVIRONMENT_VARIABLE}: option {name!r} is given twice")
         options[name] = _parse(name, value, allowed[name])

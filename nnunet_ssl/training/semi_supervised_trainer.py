@@ -62,7 +62,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         raise NotImplementedError(f"{type(self).__name__} does not say what its losses are: write training_losses")
 
     def student(self, image: Tensor) -> Tensor:
-        """Return the trained network's logits (B, C, *spatial) at full resolution; the gradient flows to its weights."""
+        """Return the trained network's logits (B, C, *spatial) at full resolution, with gradient to its weights."""
         outputs = self.student_outputs(image)
         if not self.enable_deep_supervision:
             return outputs
@@ -431,8 +431,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         ours = checkpoint.get("nnunet_ssl")
         if ours is None:
             raise ValueError(
-                f"this is a checkpoint of {checkpoint.get('trainer_name')}, not of {type(self).__name__}: to start from "
-                f'its weights, train without --c and with {ENVIRONMENT_VARIABLE}="init_checkpoint=PATH"'
+                f"this is a checkpoint of {checkpoint.get('trainer_name')}, not of {type(self).__name__}: to start "
+                f'from its weights, train without --c and with {ENVIRONMENT_VARIABLE}="init_checkpoint=PATH"'
             )
         if not self.was_initialized:
             self._adopt_options(ours["options"])
@@ -455,5 +455,3 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         allowed = allowed_options(type(self), nnUNetTrainer)
         defaults = {name: getattr(type(self), name, getattr(self, name, None)) for name in allowed}
         self.options = merge_options(stored, given, defaults)
-
-

@@ -4,7 +4,7 @@ from nnunet_ssl.commands.cli import main
 from tests.data.test_unlabeled_preprocessing import write_image
 
 
-@pytest.fixture()
+@pytest.fixture
 def dataset(tiny_dataset):
     dataset = tiny_dataset()
     for i in range(2):

@@ -27,8 +27,13 @@ def loaders(dataset, views=("weak", "strong")):
         case.patch_size, (-0.5, 0.5), None, tuple(range(case.dim)), False, use_mask_for_norm=[case.masked]
     )
     labeled = nnUNetDataLoader(
-        nnUNetDatasetBlosc2(str(dataset.labeled_folder), ["labeled0", "labeled1"]), case.batch_size,
-        [size + 4 for size in case.patch_size], case.patch_size, label_manager, 0.33, transforms=transforms,
+        nnUNetDatasetBlosc2(str(dataset.labeled_folder), ["labeled0", "labeled1"]),
+        case.batch_size,
+        [size + 4 for size in case.patch_size],
+        case.patch_size,
+        label_manager,
+        0.33,
+        transforms=transforms,
     )
     folders = dict.fromkeys(["unlabeled0", "unlabeled1", "unlabeled2"], dataset.unlabeled_folder)
     return labeled, UnlabeledLoader(UnlabeledDataset(folders), labeled, label_manager, views)

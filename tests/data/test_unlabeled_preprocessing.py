@@ -20,7 +20,7 @@ def write_image(file, seed=0, shape=(12, 14, 16), spacing=(1.0, 1.0, 1.0)) -> No
     SimpleITK.WriteImage(image, str(file))
 
 
-@pytest.fixture()
+@pytest.fixture
 def job(tiny_dataset) -> UnlabeledPreprocessing:
     dataset = tiny_dataset()
     for i in range(3):

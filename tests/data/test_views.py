@@ -9,8 +9,14 @@ from nnunet_ssl.data.views import ViewsTransform
 
 def transforms(dim=3, masked=False, dummy_2d=False) -> list:
     return nnUNetTrainer.get_training_transforms(
-        (16,) * dim, (-0.5, 0.5), [[1.0] * dim], tuple(range(dim)), dummy_2d, use_mask_for_norm=[masked],
-        regions=[(1, 2), 2], ignore_label=3,
+        (16,) * dim,
+        (-0.5, 0.5),
+        [[1.0] * dim],
+        tuple(range(dim)),
+        dummy_2d,
+        use_mask_for_norm=[masked],
+        regions=[(1, 2), 2],
+        ignore_label=3,
     ).transforms
 
 

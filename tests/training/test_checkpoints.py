@@ -8,7 +8,7 @@ from nnunet_ssl.training.checkpoints import load_intact, previous_checkpoint, sa
 CPU = torch.device("cpu")
 
 
-@pytest.fixture()
+@pytest.fixture
 def file(tmp_path):
     return tmp_path / "checkpoint_latest.pth"
 

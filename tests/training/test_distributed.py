@@ -40,8 +40,14 @@ def test_tied_heads_change_nothing_and_get_a_gradient():
 
 
 def test_seeds_differ_in_every_part():
-    seeds = {derive_seed(seed, stream, rank, worker, epoch)
-             for seed in (0, 1) for stream in range(3) for rank in range(2) for worker in range(4) for epoch in (0, 7)}
+    seeds = {
+        derive_seed(seed, stream, rank, worker, epoch)
+        for seed in (0, 1)
+        for stream in range(3)
+        for rank in range(2)
+        for worker in range(4)
+        for epoch in (0, 7)
+    }
     assert len(seeds) == 2 * 3 * 2 * 4 * 2
     assert all(0 <= seed < 2**32 for seed in seeds)
 

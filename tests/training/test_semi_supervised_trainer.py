@@ -9,9 +9,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssl.building_blocks.consistency import mean_squared_error
 from nnunet_ssl.discovery.variants import find_trainer
-from nnunet_ssl.training.distributed import unwrap
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 from tests.conftest import assert_equal_weights, make_trainer, parameters_of

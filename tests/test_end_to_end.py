@@ -1,0 +1,199 @@
+"""The README's commands, as a user types them, on a small synthetic data set and on real data where it is at hand."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+TRAINER = "nnUNetTrainerMeanTeacher"
+SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+SHORT = "num_epochs=2 num_iterations_per_epoch=2 num_val_iterations_per_epoch=1 seed=1"
+
+
+@dataclass
+class Workplace:
+    """nnU-Net's three folders and an empty one to stand in; commands write their output to files."""
+
+    root: Path
+    dataset: str
+
+    def run(self, command: str, expect: int = 0, **variables: str) -> str:
+        process = self.start(command, **variables)
+        code = process.wait(timeout=1200)
+        output = Path(process.args[-1]).read_text()
+        assert code == expect, output[-3000:]
+        return output
+
+    def start(self, command: str, **variables: str) -> subprocess.Popen:
+        log = self.root / f"log{len(list(self.root.glob('log*')))}.txt"
+        environment = os.environ | {
+            **{f"nnUNet_{name}": str(self.root / name) for name in ("raw", "preprocessed", "results")},
+            "nnUNet_n_proc_DA": "1",
+            "nnUNet_def_n_proc": "1",
+            **variables,
+        }
+        environment.pop("nnUNet_ssl_options", None)
+        environment |= variables
+        # The log's name is the last argument of a shell that hands the command on.
+        shell = ["bash", "-c", f"exec {command} > $0 2>&1", str(log)]
+        return subprocess.Popen(shell, env=environment, cwd=self.root / "empty")
+
+    def results(self, configuration: str, fold: int = 0, plans: str = "nnUNetPlans") -> Path:
+        return self.root / "results" / self.dataset / f"{TRAINER}__{plans}__{configuration}" / f"fold_{fold}"
+
+
+def make_workplace(root: Path, dataset: str) -> Workplace:
+    for name in ("raw", "preprocessed", "results", "empty"):
+        (root / name).mkdir()
+    return Workplace(root, dataset)
+
+
+def write_synthetic_dataset(folder: Path) -> None:
+    """Bright balls in noise: 6 labeled, 4 unlabeled, 1 to predict."""
+    rng = np.random.default_rng(0)
+    for name, number in (("Tr", 6), ("Un", 4), ("Ts", 1)):
+        for i in range(number):
+            grid = np.stack(np.meshgrid(*[np.arange(24)] * 3, indexing="ij"))
+            center = rng.uniform(9, 15, 3)[:, None, None, None]
+            ball = ((grid - center) ** 2).sum(0) < rng.uniform(25, 50)
+            image = SimpleITK.GetImageFromArray((ball * 3 + rng.normal(10, 1, ball.shape)).astype(np.float32))
+            write(image, folder / f"images{name}" / f"{name.lower()}{i}_0000.nii.gz")
+            if name == "Tr":
+                write(SimpleITK.GetImageFromArray(ball.astype(np.uint8)), folder / "labelsTr" / f"tr{i}.nii.gz")
+    description = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "ball": 1},
+        "numTraining": 6,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+def write(image: SimpleITK.Image, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    SimpleITK.WriteImage(image, str(file))
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> Workplace:
+    """Return a synthetic data set after nnUNetv2_plan_and_preprocess."""
+    place = make_workplace(tmp_path_factory.mktemp("synthetic"), "Dataset998_Balls")
+    write_synthetic_dataset(place.root / "raw" / place.dataset)
+    place.run("nnUNetv2_plan_and_preprocess -d 998 -c 2d 3d_fullres --verify_dataset_integrity -np 1 -npfp 1")
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(planned) -> Workplace:
+    planned.run(f"nnUNetv2_train 998 3d_fullres 0 -tr {TRAINER} -device cpu --npz", nnUNet_ssl_options=SHORT)
+    return planned
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(file, weights_only=False)
+    parts = checkpoint["nnunet_ssl"]["parts"].items()
+    return {f"{name}.{key}": value for name, part in parts for key, value in part.items()}
+
+
+def test_training_preprocesses_predicts_and_scores(trained):
+    folder = trained.results("3d_fullres")
+    unlabeled = trained.root / "preprocessed" / trained.dataset / "nnUNetPlans_3d_fullres_unlabeled"
+    assert sorted(file.name for file in unlabeled.glob("un?.b2nd")) == [f"un{i}.b2nd" for i in range(4)]
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth", "progress.png", "validation/summary.json"):
+        assert (folder / name).exists(), name
+    assert list((folder / "validation").glob("*.npz"))
+    log = next(folder.glob("training_log*.txt")).read_text()
+    assert "Unlabeled cases: 4" in log
+    assert "loss terms: supervised" in log
+    assert f"Options (nnUNet_ssl_options): {SHORT}" in log
+
+
+@pytest.mark.parametrize("flag", ["--val", "--val --val_best", "--c"])
+def test_flags_of_nnunet(trained, flag):
+    trained.run(f"nnUNetv2_train 998 3d_fullres 0 -tr {TRAINER} -device cpu {flag}")
+
+
+def test_prediction_is_the_teachers(trained):
+    command = f"nnUNetv2_predict -d 998 -c 3d_fullres -f 0 -tr {TRAINER} -device cpu -npp 1 -nps 1"
+    images = trained.root / "raw" / trained.dataset / "imagesTs"
+    trained.run(f"{command} -i {images} -o {trained.root / 'predicted'}")
+    assert (trained.root / "predicted" / "ts0.nii.gz").exists()
+    checkpoint = torch.load(trained.results("3d_fullres") / "checkpoint_final.pth", weights_only=False)
+    for key, value in checkpoint["nnunet_ssl"]["parts"]["teacher"].items():
+        assert torch.equal(value, checkpoint["network_weights"][key])
+
+
+def test_kill_in_mid_epoch_and_going_on_equals_an_undisturbed_run(planned):
+    """kill -9 while the third of four epochs runs; `--c` ends with the same weights, bit for bit."""
+    options = "num_epochs=4 num_iterations_per_epoch=15 num_val_iterations_per_epoch=1 seed=3 save_every=1"
+    variables = {"nnUNet_ssl_options": options, "nnUNet_n_proc_DA": "0"}
+    command = f"nnUNetv2_train 998 2d 1 -tr {TRAINER} -device cpu"
+    folder = planned.results("2d", fold=1)
+    planned.run(command, **variables)
+    undisturbed = weights(folder / "checkpoint_final.pth")
+    shutil.rmtree(folder)
+
+    process = planned.start(command, **variables)
+    while "Epoch 2" not in "".join(file.read_text() for file in folder.glob("training_log*.txt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "checkpoint_final.pth").exists()
+    planned.run(f"{command} --c", nnUNet_n_proc_DA="0")  # without the variable: the options are the checkpoint's
+    again = weights(folder / "checkpoint_final.pth")
+    assert undisturbed.keys() == again.keys()
+    assert all(torch.equal(value, again[key]) for key, value in undisturbed.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("learning_rate=1", "ValueError: nnUNet_ssl_options: unknown option 'learning_rate'; allowed are"),
+        ("num_epochs=many", "ValueError: nnUNet_ssl_options: num_epochs takes a whole number, got 'many'"),
+    ],
+)
+def test_bad_options_end_in_one_sentence(planned, options, message):
+    output = planned.run(f"nnUNetv2_train 998 2d 2 -tr {TRAINER} -device cpu", 1, nnUNet_ssl_options=options)
+    assert message in output.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planner", ["", "-pl nnUNetPlannerResEncM"])
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_every_configuration_and_plans(planned, planner, configuration):
+    plans = "nnUNetResEncUNetMPlans" if planner else "nnUNetPlans"
+    if planner:
+        planned.run(f"nnUNetv2_plan_and_preprocess -d 998 -c {configuration} {planner} -np 1 -npfp 1")
+    train = f"nnUNetv2_train 998 {configuration} 3 -tr {TRAINER} -p {plans} -device cpu"
+    planned.run(train, nnUNet_ssl_options=SHORT)
+    final = planned.results(configuration, 3, plans) / "checkpoint_final.pth"
+    planned.run(train.replace(" 3 ", " 4 ") + f" -pretrained_weights {final}", nnUNet_ssl_options=SHORT)
+    images = planned.root / "raw" / planned.dataset / "imagesTs"
+    predict = f"nnUNetv2_predict -d 998 -c {configuration} -f 3 -tr {TRAINER} -p {plans} -device cpu -npp 1 -nps 1"
+    planned.run(f"{predict} -i {images} -o {planned.root / f'{plans}_{configuration}'}")
+    assert (planned.root / f"{plans}_{configuration}" / "ts0.nii.gz").exists()
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real hippocampus data is not here")
+def test_real_hippocampus(tmp_path):
+    """120 labeled and 80 unlabeled MRI of MSD Task04, by the README's commands."""
+    place = make_workplace(tmp_path, "Dataset004_Hippocampus")
+    shutil.copytree(SHARED_DATA / place.dataset, place.root / "raw" / place.dataset)
+    place.run("nnUNetv2_plan_and_preprocess -d 4 -c 2d 3d_fullres --verify_dataset_integrity -np 2 -npfp 2")
+    place.run("nnunet_ssl preprocess -d 4 -c 2d 3d_fullres -np 2")
+    short = f"{SHORT} num_iterations_per_epoch=1".replace("num_iterations_per_epoch=2 ", "")
+    place.run(f"nnUNetv2_train 4 3d_fullres 0 -tr {TRAINER} -device cpu", nnUNet_ssl_options=short)
+    log = next(place.results("3d_fullres").glob("training_log*.txt")).read_text()
+    assert "Unlabeled cases: 80" in log
+    assert "This split has 96 training and 24 validation cases." in log
+    assert "Mean Validation Dice" in log
