@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -165,6 +166,23 @@ def test_kill_in_mid_epoch_and_going_on_equals_an_undisturbed_run(planned):
 def test_bad_options_end_in_one_sentence(planned, options, message):
     output = planned.run(f"nnUNetv2_train 998 2d 2 -tr {TRAINER} -device cpu", 1, nnUNet_ssl_options=options)
     assert message in output.strip().splitlines()[-1]
+
+
+def test_labeled_image_among_the_unlabeled_is_found_by_its_voxels(trained):
+    """Renamed and compressed anew: no byte of the file is the same."""
+    raw = trained.root / "raw" / trained.dataset
+    log = next(trained.results("3d_fullres").glob("training_log*.txt")).read_text()
+    case = re.search(r"predicting (tr\d)", log)[1]
+    image = SimpleITK.ReadImage(str(raw / "imagesTr" / f"{case}_0000.nii.gz"))
+    smuggled = raw / "imagesUn" / "other_0000.nii.gz"
+    SimpleITK.WriteImage(image, str(smuggled), useCompression=True, compressionLevel=1)
+    try:
+        output = trained.run(f"nnUNetv2_train 998 3d_fullres 0 -tr {TRAINER} -device cpu", 1, nnUNet_ssl_options=SHORT)
+    finally:
+        smuggled.unlink()
+    assert (
+        f"same image as a training or validation case of this fold: other = {case}" in output.strip().splitlines()[-1]
+    )
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import os
 import pickle
 import subprocess
 import sys
@@ -52,6 +53,19 @@ def test_nnunets_own_message_for_an_unknown_trainer_still_comes():
 
 def test_trainer_of_nnunet_itself_is_still_found():
     assert recursive_find_trainer_class_by_name("nnUNetTrainer_250epochs").__module__.startswith("nnunetv2")
+
+
+def test_method_in_a_folder_of_the_users_own(tmp_path, monkeypatch):
+    """CONTRIBUTING: the same file works outside this package, beside its trainers."""
+    (tmp_path / "nnUNetTrainerMine.py").write_text(
+        "from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer\n"
+        "class nnUNetTrainerMine(SemiSupervisedTrainer):\n"
+        "    entropy_weight = 0.1\n"
+    )
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path), SHIM_FOLDER]))
+    mine = recursive_find_trainer_class_by_name("nnUNetTrainerMine")
+    assert issubclass(mine, nnUNetTrainerMeanTeacher.__mro__[2])
+    assert recursive_find_trainer_class_by_name("nnUNetTrainerMeanTeacher") is nnUNetTrainerMeanTeacher
 
 
 def test_environment_without_the_package_is_not_disturbed(tmp_path):
