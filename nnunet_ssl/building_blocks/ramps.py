@@ -13,17 +13,9 @@ def gaussian_rampup(progress: float, duration: float) -> float:
         progress: how much of the run is over, a fraction in [0, 1].
         duration: after which fraction of the run the weight is 1; 0 means at once.
     """
-    return math.exp(-5.0 * (1.0 - _ramp_position(progress, duration)) ** 2)
-
-
-def linear_rampup(progress: float, duration: float) -> float:
-    """Return progress / duration, and 1 from `duration` on; arguments as in `gaussian_rampup`."""
-    return _ramp_position(progress, duration)
-
-
-def _ramp_position(progress: float, duration: float) -> float:
     if not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress is a fraction of the run in [0, 1], got {progress}")
     if not 0.0 <= duration <= 1.0:
         raise ValueError(f"the duration of a ramp is a fraction of the run in [0, 1], got {duration}")
-    return min(progress / duration, 1.0) if duration > 0 else 1.0
+    position = min(progress / duration, 1.0) if duration > 0 else 1.0
+    return math.exp(-5.0 * (1.0 - position) ** 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 from nnunet_ssl.discovery.startup import SHIM_FOLDER
 
 GIB = 1024**3
+REINSTALL = "pip install --force-reinstall --no-deps .   # in a checkout of nnunet_ssl"
 FOLDERS = {"nnUNet_raw": os.R_OK, "nnUNet_preprocessed": os.W_OK, "nnUNet_results": os.W_OK}
 MINIMUM_DISK_GIB = 2  # one set of checkpoints with teacher and optimiser; a data set comes on top
 
@@ -79,7 +80,7 @@ def check_discovery() -> Iterator[Finding]:
     trial = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if trial.returncode:
         reason = (trial.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Finding("discovery", f"on, but no trainer can be imported: {reason}", "pip install nnunet_ssl", True)
+        yield Finding("discovery", f"on, but no trainer can be imported: {reason}", REINSTALL, True)
     else:
         yield Finding("discovery", "on: nnUNetv2_train -tr nnUNetTrainerMeanTeacher")
 

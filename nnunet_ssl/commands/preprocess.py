@@ -25,13 +25,13 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2.configuration import default_num_processes
 
     num_processes = options.np or min(default_num_processes, os.cpu_count() or 1)
-    problems: dict[str, str] = {}
+    lines: list[str] = []
     for job in find_jobs(options.d, options.c, options.p):
-        problems |= job.run(num_processes, retry_problems=True)
+        problems = job.run(num_processes, retry_problems=True)
         print(f"{job.configuration}: {len(job.image_files()) - len(problems)} unlabeled cases in {job.preprocessed}")
-    for case, problem in sorted(problems.items()):
-        print(f"could not be preprocessed: {case}: {problem}")
-    return 1 if problems else 0
+        lines += [f"{job.configuration}: could not preprocess {case}: {why}" for case, why in sorted(problems.items())]
+    print(*lines, sep="\n", end="\n" if lines else "")
+    return 1 if lines else 0
 
 
 def check_environment() -> None:

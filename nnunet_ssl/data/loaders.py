@@ -109,7 +109,7 @@ def start_loader(loader: nnUNetDataLoader, seeds: list[int], pin_memory: bool) -
         loader,
         transform=None,
         num_processes=len(seeds),
-        num_cached=max(6, len(seeds) // 2),  # as nnU-Net
+        num_cached=max(6, len(seeds) // 2),  # as nnU-Net's training loader
         seeds=seeds,
         pin_memory=pin_memory,
         wait_time=0.002,  # as nnU-Net

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,24 +30,45 @@ def open_image(folder: Path, case: str) -> Image:
     file = image_file(folder, case)
     if file is None:
         raise FileNotFoundError(f"{folder} holds no preprocessed case {case}")
+    return _open(file, "data")
+
+
+def open_outside(folder: Path, case: str) -> Image:
+    """Open the map (1, *spatial) that nnU-Net makes of an image without label: -1 outside of the image, 0 inside."""
+    if (folder / f"{case}_seg.b2nd").exists():
+        return _open(folder / f"{case}_seg.b2nd", "seg")
+    unpacked = folder / f"{case}_seg.npy"
+    return _open(unpacked if unpacked.exists() else folder / f"{case}.npz", "seg")
+
+
+def _open(file: Path, name: str) -> Image:
     if file.suffix == ".b2nd":
         mapped = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net: memory mapping fails on Windows
         return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1}, **mapped)
-    return np.load(file, mmap_mode="r") if file.suffix == ".npy" else np.load(file)["data"]
+    return np.load(file, mmap_mode="r") if file.suffix == ".npy" else np.load(file)[name]
 
 
 class UnlabeledDataset(nnUNetBaseDataset):
     """Images of several preprocessed folders, presented to nnU-Net's loader without a label."""
 
-    def __init__(self, folders: dict[str, Path]) -> None:
-        """Take the folder in which each case lies."""
+    def __init__(self, folders: dict[str, Path], without_labels: Path) -> None:
+        """Take the folder in which each case lies, and the one whose cases were preprocessed without a label."""
         super().__init__(folder="", identifiers=sorted(folders))
         self.folders = folders
+        self.without_labels = without_labels
 
-    def load_case(self, identifier: str) -> tuple[Image, np.ndarray, None, dict]:
-        """Return image, a segmentation of zeros that takes no memory, no previous stage, no class locations."""
-        image = open_image(self.folders[identifier], identifier)
-        return image, np.broadcast_to(np.int8(0), (1, *image.shape[1:])), None, {"class_locations": {}}
+    def load_case(self, identifier: str) -> tuple[Image, Image, None, dict]:
+        """Return image, outside of the image, no previous stage, no class locations.
+
+        Of a case that has a label on disk nothing but the image is opened; its outside is all zeros, without memory.
+        """
+        folder = self.folders[identifier]
+        image = open_image(folder, identifier)
+        if folder == self.without_labels:
+            outside = open_outside(folder, identifier)
+        else:
+            outside = np.broadcast_to(np.int8(0), (1, *image.shape[1:]))
+        return image, outside, None, {"class_locations": {}}
 
     @staticmethod
     def save_case(data: np.ndarray, seg: np.ndarray, properties: dict, output_filename_truncated: str) -> None:
@@ -89,7 +111,7 @@ def contents_of(
         cache: a json file that remembers contents by the image file's size and time of change.
         shapes: read only images of these shapes (C, *spatial) and leave the others out; None means all.
     """
-    known = json.loads(cache.read_text()) if cache.exists() else {}
+    known = read_json(cache) or {}
     contents = {}
     changed = False
     for case in cases:
@@ -103,12 +125,21 @@ def contents_of(
             changed = True
         contents[case] = Content(tuple(known[case]["shape"]), known[case]["digest"])
     if changed:
-        write_json_atomically(known, cache)
+        with suppress(OSError):  # in a folder that is only read, contents are read again each time
+            write_json_atomically(known, cache)
     return contents
 
 
+def read_json(file: Path) -> dict | None:
+    """Return what a json file holds; None if there is none, or half of one after a power cut."""
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def write_json_atomically(content: dict, file: Path) -> None:
-    """Write a json file so that a reader finds the old or the new one, never half of one."""
+    """Write a json file so that a reader finds the old or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(content, indent=1))

@@ -10,6 +10,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunet_ssl.data.preprocessed_images import Content, contents_of, image_file
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, read_stamp, state_folder
 
+RETRY = "After mending them: nnunet_ssl preprocess"
+
 
 @dataclass(frozen=True)
 class UnlabeledPool:
@@ -47,8 +49,9 @@ def collect_pool(
     available = _available_cases(preprocessing)
     cases = available if named is None else named
     _refuse_shared_names(cases, labeled)
-    from_images = [case for case in cases if case in set(available)]
-    hidden = [case for case in cases if case not in set(available)]
+    with_image = set(available)
+    from_images = [case for case in cases if case in with_image]
+    hidden = [case for case in cases if case not in with_image]
     if preprocessing.images.is_dir() and (outdated := preprocessing.outdated(from_images)):
         preprocess_missing(outdated)
 
@@ -78,8 +81,8 @@ def unlabeled_cases_of_fold(splits_file: Path, fold: int | str) -> list[str] | N
 
 
 def _available_cases(preprocessing: UnlabeledPreprocessing) -> list[str]:
-    """Return the cases of imagesUn. Without it, on a training machine, what was preprocessed elsewhere is trusted."""
-    if preprocessing.images.is_dir():
+    """Return the cases of imagesUn. Where the raw data set is not, what was preprocessed elsewhere is trusted."""
+    if preprocessing.images.parent.is_dir():
         return list(preprocessing.image_files())
     folder = preprocessing.preprocessed
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -135,7 +138,7 @@ def _empty_pool_message(
 ) -> str:
     if left_out:
         case, problem = next(iter(left_out.items()))
-        return f"none of the {len(left_out)} unlabeled images can be used; {case}: {problem}"
+        return f"none of the {len(left_out)} unlabeled images can be used; {case}: {problem}. {RETRY}"
     if named is not None:
         return "splits_final.json lists no case under `unlabeled` for this fold: name some, or drop the key"
     ending = preprocessing.dataset_json["file_ending"]

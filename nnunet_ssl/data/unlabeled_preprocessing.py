@@ -4,16 +4,18 @@
 temporary files lie in a folder beside it, because nnU-Net infers format and cases from a folder's listing.
 """
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
-from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, write_json_atomically
+from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, read_json, write_json_atomically
+
+FAULTS_OF_THE_MACHINE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # no fault of the image: try again
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class UnlabeledPreprocessing:
             if (
                 stamp is None
                 or stamp.settings != settings
-                or not _same_files(stamp.files, files[case])
+                or not self._is_of(stamp, case, files[case])
                 or (retry_problems and stamp.problem)
             ):
                 todo.append(case)
@@ -90,14 +94,15 @@ class UnlabeledPreprocessing:
         Raises:
             RuntimeError: a worker process was killed.
         """
+        cases = list(self.image_files() if cases is None else cases)
         with _locked(state_folder(self.preprocessed) / "lock"):
             todo = self.outdated(cases, retry_problems)
             self.preprocessed.mkdir(parents=True, exist_ok=True)
             with tqdm(total=len(todo), desc=f"Preprocessing unlabeled cases ({self.configuration})") as bar:
                 for _ in self._run_cases(todo, num_processes):
                     bar.update()
-        stamps = {case: read_stamp(self.preprocessed, case) for case in cases or self.image_files()}
-        return {case: stamp.problem for case, stamp in stamps.items() if stamp.problem}
+        stamps = {case: read_stamp(self.preprocessed, case) for case in cases}
+        return {case: stamp.problem for case, stamp in stamps.items() if stamp is not None and stamp.problem}
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides the voxels of a preprocessed case, as json holds it."""
@@ -116,6 +121,22 @@ class UnlabeledPreprocessing:
                 }
             )
         )
+
+    def _is_of(self, stamp: "Stamp", case: str, files: list[Path]) -> bool:
+        """Compare by name, size and time first; a file that was only touched is read, and its new time is kept."""
+        try:
+            if [mark[:2] for mark in stamp.files] != [[file.name, file.stat().st_size] for file in files]:
+                return False
+            if [mark[2] for mark in stamp.files] == [file.stat().st_mtime_ns for file in files]:
+                return True
+            marks = [_mark(file) for file in files]
+        except OSError:
+            return False
+        if [mark[3] for mark in marks] != [mark[3] for mark in stamp.files]:
+            return False
+        with suppress(OSError):  # a folder that is only read
+            write_json_atomically(asdict(replace(stamp, files=marks)), _stamp_file(self.preprocessed, case))
+        return True
 
     def _run_cases(self, cases: list[str], num_processes: int) -> Iterator[None]:
         workers = min(num_processes, len(cases))
@@ -172,10 +193,9 @@ def state_folder(preprocessed: Path) -> Path:
 
 def read_stamp(preprocessed: Path, case: str) -> Stamp | None:
     """Return what a case was made from; None if it was never finished."""
-    file = _stamp_file(preprocessed, case)
-    if not file.exists():
+    stamp = read_json(_stamp_file(preprocessed, case))
+    if stamp is None:
         return None
-    stamp = json.loads(file.read_text())
     if stamp["content"] is not None:
         stamp["content"] = Content(tuple(stamp["content"]["shape"]), stamp["content"]["digest"])
     return Stamp(**stamp)
@@ -188,14 +208,17 @@ def _preprocess_case(job: UnlabeledPreprocessing, case: str, files: list[Path]) 
     temporary = state_folder(job.preprocessed) / "unfinished" / case
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    marks = [[file.name, file.stat().st_size, file.stat().st_mtime_ns, _file_digest(file)] for file in files]
+    marks: list[list[Any]] = []
     try:
+        marks = [_mark(file) for file in files]
         content = _preprocess_into(temporary, job, case, files)
         # The image last: its presence is what makes nnU-Net list a case.
         for file in sorted(temporary.iterdir(), key=lambda file: file.name == f"{case}.b2nd"):
             file.replace(job.preprocessed / file.name)
         stamp = Stamp(job.settings(), marks, content)
     except Exception as error:  # noqa: BLE001 - readers raise anything, and one bad image must not stop the others
+        if isinstance(error, MemoryError | ImportError) or getattr(error, "errno", None) in FAULTS_OF_THE_MACHINE:
+            raise
         problem = " ".join(str(error).split()) or type(error).__name__
         wrong_channel_count = isinstance(error, WrongChannelCountError)
         stamp = Stamp(job.settings(), marks, problem=problem, wrong_channel_count=wrong_channel_count)
@@ -227,7 +250,9 @@ def _refuse_damaged_nifti(file: Path) -> None:
     if file.name.endswith((".nii", ".nii.gz")):
         try:
             np.asanyarray(nibabel.load(file).dataobj)
-        except Exception as error:
+        except (OSError, ValueError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
             raise ValueError(f"{file.name} is cut off or damaged ({' '.join(str(error).split())})") from error
 
 
@@ -243,16 +268,8 @@ def _stamp_file(preprocessed: Path, case: str) -> Path:
     return state_folder(preprocessed) / "stamps" / f"{case}.json"
 
 
-def _same_files(marks: list[list[Any]], files: list[Path]) -> bool:
-    """Compare by name, size and time first; a file that was only touched is read and compared by its digest."""
-    if [mark[0] for mark in marks] != [file.name for file in files]:
-        return False
-    for (_, size, changed_at, digest), file in zip(marks, files, strict=True):
-        if file.stat().st_size != size:
-            return False
-        if file.stat().st_mtime_ns != changed_at and _file_digest(file) != digest:
-            return False
-    return True
+def _mark(file: Path) -> list[Any]:
+    return [file.name, file.stat().st_size, file.stat().st_mtime_ns, _file_digest(file)]
 
 
 def _file_digest(file: Path) -> str:

@@ -18,8 +18,9 @@ class ViewsTransform(BasicTransform):
     """Turns an image patch into the views that a trainer asks for.
 
     weak: nnU-Net's spatial and mirror transforms. strong: the same patch through nnU-Net's intensity transforms. Both
-    are set to zero outside the image in channels normalised inside the image only, as nnU-Net does. "Outside" is taken
-    from the image: there such channels are exactly zero after preprocessing.
+    are set to zero outside the image in channels normalised inside the image only, as nnU-Net does. Outside is where
+    the segmentation is negative, and where all such channels are exactly zero: before resampling they are so outside
+    the image, and a case whose label must not be read has nothing else to go by.
     """
 
     def __init__(self, training_transforms: list[BasicTransform], views: tuple[str, ...]) -> None:
@@ -47,7 +48,7 @@ class ViewsTransform(BasicTransform):
 
         Args:
             image: (C, *spatial).
-            segmentation: int (1, *spatial), -1 where the patch reaches over the border of the image.
+            segmentation: int (1, *spatial), -1 outside the image and where the patch reaches over its border.
         """
         sample = {"image": image}
         if self.masked_channels:

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -34,6 +35,23 @@ def save_atomically(checkpoint: dict, filename: str | Path) -> None:
         _keep_as_previous(filename)
     unfinished.replace(filename)
     _sync_folder(filename.parent)
+
+
+def load_checkpoint_file(filename: str | Path, map_location: torch.device) -> dict:
+    """Load a checkpoint that may come from elsewhere. These files hold more than tensors: load only what you trust.
+
+    Raises:
+        ValueError: there is no such file, or it is no checkpoint of nnU-Net.
+    """
+    try:
+        checkpoint = torch.load(filename, map_location=map_location, weights_only=False)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"{filename} is not a file") from None
+    except DAMAGE as error:
+        raise ValueError(f"{filename} cannot be read as a checkpoint ({type(error).__name__})") from error
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise ValueError(f"{filename} is no checkpoint of nnU-Net: it has no network_weights")
+    return checkpoint
 
 
 def load_intact(filename: str | Path, map_location: torch.device, report: Callable[[str], None]) -> dict:
@@ -71,13 +89,15 @@ def _keep_as_previous(filename: Path) -> None:
     except OSError:  # some network and removable file systems have no hard links
         shutil.copyfile(filename, link)
     link.replace(previous_checkpoint(filename))
+    link.unlink(missing_ok=True)  # replacing one link to a file by another of the same file leaves both
 
 
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":  # Windows cannot open a folder
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):  # some network file systems refuse it; the file itself is safe by now
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

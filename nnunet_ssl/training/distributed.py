@@ -1,7 +1,9 @@
 """Devices and processes: what nnU-Net decides for one node of CUDA devices only."""
 
 import os
+from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -46,7 +48,26 @@ def tie_unused_heads(outputs: list[Tensor]) -> Tensor:
     return outputs[0] + 0.0 * torch.stack([output.flatten()[0] for output in outputs[1:]]).sum()
 
 
-def agree(flag: Tensor) -> Tensor:
-    """Return 1 where the flag, a float of 0 or 1, is 1 in every process. Stays on the device: no synchronisation."""
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return flag
+def agree(flags: Tensor) -> Tensor:
+    """Return 1 where a flag, a float of 0 or 1, is 1 in every process. Stays on the device: no synchronisation."""
+    dist.all_reduce(flags, op=dist.ReduceOp.MIN)
+    return flags
+
+
+def union_over_processes(names: Iterable[str]) -> list[str]:
+    """Return the names that any process has, sorted."""
+    names = set(names)
+    if dist.is_initialized():
+        gathered: list = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, names)
+        names = set().union(*gathered)
+    return sorted(names)
+
+
+def sum_over_processes(counts: np.ndarray) -> np.ndarray:
+    """Return the sum of an array over all processes."""
+    if not dist.is_initialized():
+        return counts
+    gathered: list = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, counts)
+    return np.sum(gathered, axis=0)

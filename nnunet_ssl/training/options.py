@@ -1,6 +1,8 @@
 """Options of a run: `nnUNet_ssl_options="consistency_weight=5 num_epochs=300 seed=1"`."""
 
 import math
+import os
+import shlex
 from collections.abc import Mapping
 
 Option = bool | int | float | str
@@ -17,7 +19,8 @@ HOST_SETTINGS: dict[str, type] = {
     "weight_decay": float,
     "oversample_foreground_percent": float,
 }
-NOT_OPTIONS = ("views",)  # a public attribute that is part of the method, not a number to try
+# What a method is, not what a run may change.
+NOT_OPTIONS = ("views", "step_cost", "name_of_inference_network", "changes_supervised_term")
 
 
 def allowed_options(trainer: type, host: type) -> dict[str, type]:
@@ -33,7 +36,7 @@ def allowed_options(trainer: type, host: type) -> dict[str, type]:
             if name.startswith("_") or name in NOT_OPTIONS or name in HOST_SETTINGS:
                 continue
             if value is None and name in cls.__annotations__:
-                allowed[name] = {"int | None": int, "str | None": str}[_annotation(cls, name)]
+                allowed[name] = _type_of_annotation(cls, name)
             elif isinstance(value, bool | int | float | str):
                 allowed[name] = type(value)
     return allowed
@@ -46,7 +49,7 @@ def parse_options(text: str, allowed: Mapping[str, type]) -> dict[str, Option]:
         ValueError: something that is not name=value, an unknown or repeated name, a value of the wrong type.
     """
     options: dict[str, Option] = {}
-    for item in text.split():
+    for item in shlex.split(text, posix=os.name != "nt"):  # a value with a space is quoted
         name, equals, value = item.partition("=")
         if not equals or not name or not value:
             raise ValueError(f"{ENVIRONMENT_VARIABLE} is written as name=value name=value, got {item!r}")
@@ -85,9 +88,13 @@ def merge_options(
     return dict(given)
 
 
-def _annotation(cls: type, name: str) -> str:
+def _type_of_annotation(cls: type, name: str) -> type:
+    kinds = {f"{kind.__name__} | None": kind for kind in (bool, int, float, str)}
     annotation = cls.__annotations__[name]
-    return annotation if isinstance(annotation, str) else str(annotation)
+    annotation = annotation if isinstance(annotation, str) else str(annotation)
+    if annotation not in kinds:
+        raise TypeError(f"{cls.__name__}.{name}: {annotation} is none of {', '.join(kinds)}")
+    return kinds[annotation]
 
 
 def _parse(name: str, value: str, kind: type) -> Option:
@@ -98,7 +105,7 @@ def _parse(name: str, value: str, kind: type) -> Option:
         raise ValueError(f"{ENVIRONMENT_VARIABLE}: {name} takes {expected}, got {value!r}") from None
     if kind is float and not math.isfinite(parsed):
         raise ValueError(f"{ENVIRONMENT_VARIABLE}: {name} takes a finite number, got {value!r}")
-    smallest = 1 if name in HOST_SETTINGS else 0
+    smallest = 0 if name == "seed" else 1
     if kind is int and parsed < smallest:
         raise ValueError(f"{ENVIRONMENT_VARIABLE}: {name} is at least {smallest}, got {value!r}")
     return parsed

@@ -1,11 +1,12 @@
 """The base of all trainers: nnU-Net's run with a second, unlabeled stream and a step made of yielded losses."""
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions, SoftmaxLabels
+from nnunet_ssl.building_blocks.teaching import foreground_shares, teaching_statistics
 from nnunet_ssl.data.loaders import (
     LabeledBatch,
     TwoStreamLoader,
@@ -28,15 +30,26 @@ from nnunet_ssl.data.loaders import (
     start_loader,
 )
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
-from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, unlabeled_cases_of_fold
+from nnunet_ssl.data.unlabeled_pool import RETRY, UnlabeledPool, collect_pool, unlabeled_cases_of_fold
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
 from nnunet_ssl.training import distributed, reproducibility
-from nnunet_ssl.training.checkpoints import load_intact, previous_checkpoint, save_atomically
+from nnunet_ssl.training.checkpoints import load_checkpoint_file, load_intact, previous_checkpoint, save_atomically
+from nnunet_ssl.training.curves import Curves
+from nnunet_ssl.training.epoch_progress import EpochProgress
 from nnunet_ssl.training.options import ENVIRONMENT_VARIABLE, allowed_options, merge_options, parse_options
 
 Losses = dict[str, Tensor]
 
+OBSERVE_EVERY = 25  # steps: often enough for a curve, too seldom to cost time
 STREAMS = {"labeled": 0, "unlabeled": 1, "validation": 2, "step": 3, "network": 4}  # each draws its own random numbers
+
+
+class Health(NamedTuple):
+    """What is finite in a step: the losses and the gradient over all processes, the losses of this one."""
+
+    loss: bool
+    gradient: bool
+    loss_of_this_process: bool
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
@@ -50,6 +63,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     seed: int | None = None  # None: not reproducible, as nnU-Net
     init_checkpoint: str | None = None  # start from all weights of this nnU-Net checkpoint, output layers included
     max_nonfinite_steps = 10  # so many losses in a row that are not finite stop the run; ours
+    changes_supervised_term = False  # whether the method's supervised loss is by its nature another than nnU-Net's
 
     # ---- what a method writes, and what it writes it with ----
 
@@ -80,6 +94,15 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Return the probabilities of logits (B, C, *spatial), in float32: softmax, or sigmoid for regions."""
         return self.label_space.probabilities(logits)
 
+    def record(self, values: dict[str, float | Tensor]) -> None:
+        """Keep scalars of this step for the curves; tensors are fetched from the device together with the losses."""
+        self.step_records |= values
+
+    def observe_teaching(self, probs: Tensor, target: Tensor) -> None:
+        """Record now and then what the student is taught: probabilities (B, C, *spatial) of it and of its target."""
+        if self.step_of_epoch % OBSERVE_EVERY == 0:
+            self.record(teaching_statistics(self.label_space, probs, target))
+
     @property
     def label_space(self) -> LabelSpace:
         """What the network's channels mean, and what can be done with them."""
@@ -97,9 +120,15 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Return all that a run needs beyond nnU-Net's checkpoint, each with `state_dict` and `load_state_dict`."""
         return {"student": distributed.unwrap(self.network)}
 
+    name_of_inference_network = "student"
+
     def network_for_inference(self) -> nn.Module:
         """Return the network that validates, predicts and is saved as the model."""
         return self.network
+
+    def other_networks(self) -> dict[str, nn.Module]:
+        """Return networks whose pseudo-Dice is of interest beside that of the inference network, by name."""
+        return {}
 
     def after_step(self) -> None:
         """Do what follows an optimiser step."""
@@ -120,10 +149,19 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.step_of_epoch = self.nonfinite_in_a_row = self.nonfinite_of_epoch = 0
         self.optimizer_steps = 0  # over the whole run
         self.nonfinite_cases = deque(maxlen=self.max_nonfinite_steps)
-        self.epoch_terms: dict[str, list[float]] = {}
+        self.curves = Curves()
+        self.other_counts: dict[str, np.ndarray] = {}
+        self.epoch_records: dict[str, list[float]] = {}
+        self.step_records: dict[str, float | Tensor] = {}
         if self.seed is not None:
             reproducibility.seed_everything(reproducibility.derive_seed(self.seed, STREAMS["network"]))
+        self._check_fractions()
         self._initialize_on_any_device()
+
+    def _check_fractions(self) -> None:
+        for name in allowed_options(type(self), nnUNetTrainer):
+            if name.endswith(("_duration", "_fraction", "_decay")) and not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is a fraction in [0, 1], got {getattr(self, name)}")
 
     def _given_options(self) -> dict[str, Any] | None:
         text = os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
@@ -155,7 +193,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Return nnU-Net's split; a fold that the splits file does not have is an error, not a random split."""
         splits_file = os.path.join(self.preprocessed_dataset_folder_base, "splits_final.json")
         folds = len(load_json(splits_file)) if isfile(splits_file) else 5  # nnU-Net makes 5 when there is no file
-        if self.fold != "all" and self.fold >= folds:
+        if self.fold != "all" and not 0 <= self.fold < folds:
             raise ValueError(f"there is no fold {self.fold}: {splits_file} has the folds 0 to {folds - 1}")
         return super().do_split()
 
@@ -165,7 +203,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
         pool = self._collect_pool()
         labeled, validation = self._loaders_of_nnunet()
-        unlabeled = UnlabeledLoader(UnlabeledDataset(pool.folders), labeled, self.label_manager, self.views)
+        unlabeled = UnlabeledLoader(
+            UnlabeledDataset(pool.folders, self._folder_of_unlabeled()), labeled, self.label_manager, self.views
+        )
         if self.seed is not None:
             reproducibility.fix_timed_choices(labeled.transforms)
         num_workers = get_allowed_n_proc_DA()
@@ -200,6 +240,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         ]
         return start_loader(loader, seeds, pin_memory=self.device.type == "cuda")
 
+    def _folder_of_unlabeled(self) -> Path:
+        return folder_of(Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier)
+
     def _collect_pool(self) -> UnlabeledPool:
         train, validation = self.do_split()
         dataset_folder = Path(self.preprocessed_dataset_folder_base)
@@ -207,8 +250,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.plans_manager.plans,
             self.configuration_name,
             self.dataset_json,
-            Path(nnUNet_raw.get() or "", self.plans_manager.dataset_name, "imagesUn"),
-            folder_of(dataset_folder, self.configuration_manager.data_identifier),
+            Path(nnUNet_raw.get() or "$nnUNet_raw", self.plans_manager.dataset_name, "imagesUn"),
+            self._folder_of_unlabeled(),
         )
         pool = collect_pool(
             preprocessing,
@@ -219,7 +262,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         )
         self.print_to_log_file(f"Unlabeled cases: {len(pool.folders)}")
         for case, problem in pool.left_out.items():
-            self.print_to_log_file(f"WARNING: unlabeled case {case} is left out: {problem}")
+            self.print_to_log_file(f"WARNING: unlabeled case {case} is left out: {problem}. {RETRY}")
         return pool
 
     def _preprocess(self, preprocessing: UnlabeledPreprocessing, outdated: list[str]) -> None:
@@ -255,9 +298,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.print_to_log_file(f"Options ({ENVIRONMENT_VARIABLE}): {options}")
 
     def _load_initial_weights(self, filename: str) -> None:
-        if not isfile(filename):
-            raise ValueError(f"{ENVIRONMENT_VARIABLE}: init_checkpoint={filename} is not a file")
-        checkpoint = load_intact(filename, self.device, self.print_to_log_file)
+        checkpoint = load_checkpoint_file(filename, torch.device("cpu"))
         distributed.unwrap(self.network).load_state_dict(checkpoint["network_weights"])
 
     def on_train_end(self) -> None:
@@ -265,6 +306,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         super().on_train_end()
         if self.local_rank == 0:
             previous_checkpoint(Path(self.output_folder, "checkpoint_latest.pth")).unlink(missing_ok=True)
+            for unfinished in Path(self.output_folder).glob("checkpoint_*.pth.tmp"):  # of a run that was killed
+                unfinished.unlink()
 
     def on_epoch_start(self) -> None:
         """Draw an epoch's random numbers from seed and epoch, so that a resumed run draws the same ones."""
@@ -277,25 +320,56 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Start an epoch's steps."""
         super().on_train_epoch_start()
         self.step_of_epoch = self.nonfinite_of_epoch = 0
-        self.epoch_terms = {}
+        self.epoch_records = {}
+        if self.local_rank == 0:
+            dice = self.logger.get_value("mean_fg_dice", step=None)
+            last = dice[-1] if dice else None
+            self.epoch_progress = EpochProgress(
+                self.current_epoch, self.num_iterations_per_epoch, last, self.print_to_log_file
+            )
 
     def train_step(self, batch: dict) -> dict:
         """Do one step over all losses of the method; one that is not finite changes nothing and is counted."""
+        started = time.perf_counter()
         labeled, unlabeled = batches_on_device(batch, self.device)
+        self.step_records = {}
         self.optimizer.zero_grad(set_to_none=True)
         terms = self._backpropagate(labeled, unlabeled)
         norm = self._clip_gradients()
-        # One transfer brings all numbers. It waits for the device no longer than nnU-Net's own step does.
-        *values, finite = torch.stack([*terms.values(), self._is_finite(terms, norm)]).cpu().tolist()
-        self._step_optimizer(bool(finite))
-        self._count_nonfinite(bool(finite), labeled.keys + unlabeled.keys)
+        self._observe_labels(labeled)
+        health, losses, records = self._fetch(terms, self._check_health(terms, norm))
+        finite = self._step_optimizer(health)
+        self._count_nonfinite(health, labeled.keys + unlabeled.keys)
         if finite:
             self.optimizer_steps += 1
             self.after_step()
-            for name, value in zip(terms, values, strict=True):
-                self.epoch_terms.setdefault(name, []).append(value)
+            for name, value in {**losses, **records, "step_seconds": time.perf_counter() - started}.items():
+                self.epoch_records.setdefault(name, []).append(value)
         self.step_of_epoch += 1
-        return {"loss": np.array(sum(values) if finite else np.nan, dtype=np.float32)}
+        loss = sum(losses.values()) if health.loss else np.nan
+        if self.local_rank == 0:
+            self.epoch_progress.advance(loss)
+        return {"loss": np.array(loss, dtype=np.float32)}
+
+    def _fetch(self, terms: Losses, health: Tensor) -> tuple[Health, dict[str, float], dict[str, float]]:
+        """Bring all numbers of a step from the device in one transfer: what is finite, its losses, its records.
+
+        It waits for the device no longer than nnU-Net's own step does.
+        """
+        on_device = {f"loss/{name}": term for name, term in terms.items()}
+        on_device |= {name: value.float() for name, value in self.step_records.items() if isinstance(value, Tensor)}
+        fetched = torch.cat([health, torch.stack([*on_device.values()])]).cpu().tolist()
+        numbers = dict(zip(on_device, fetched[3:], strict=True))
+        losses = {name: numbers.pop(name) for name in list(numbers)[: len(terms)]}
+        return Health(*map(bool, fetched[:3])), losses, {**self.step_records, **numbers}
+
+    def _observe_labels(self, labeled: LabeledBatch) -> None:
+        """Record the labeled prior of each class, of the samples that nnU-Net did not centre on foreground."""
+        at_random = round(self.batch_size * (1 - self.oversample_foreground_percent))
+        if self.step_of_epoch % OBSERVE_EVERY == 0 and at_random:
+            target = labeled.target[0] if isinstance(labeled.target, list) else labeled.target
+            shares = foreground_shares(self.label_space, target[:at_random])
+            self.record({f"labeled/{name}": share for name, share in shares.items()})
 
     def _backpropagate(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Losses:
         terms: Losses = {}
@@ -314,35 +388,45 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.grad_scaler.unscale_(self.optimizer)
         return nn.utils.clip_grad_norm_(self.network.parameters(), 12)  # as nnU-Net
 
-    def _is_finite(self, terms: Losses, norm: Tensor) -> Tensor:
-        """Return 1 if this step may be taken, else 0, the same in all processes."""
-        finite = torch.stack(list(terms.values())).isfinite().all()
-        if self.grad_scaler is None:  # a scaler overflows now and then, and skips such a step itself
-            finite = finite & norm.isfinite()
-        return distributed.agree(finite.float()) if self.is_ddp else finite.float()
+    def _check_health(self, terms: Losses, norm: Tensor) -> Tensor:
+        """Return what `Health` holds, as 0 and 1."""
+        here = torch.stack(list(terms.values())).isfinite().all()
+        everywhere = torch.stack([here, norm.isfinite()]).float()
+        if self.is_ddp:
+            everywhere = distributed.agree(everywhere)
+        return torch.cat([everywhere, here.float()[None]])
 
-    def _step_optimizer(self, finite: bool) -> None:
+    def _step_optimizer(self, health: Health) -> bool:
+        """Step if all is finite; return whether it was."""
+        finite = health.loss and health.gradient
         if self.grad_scaler is None:
             if finite:
                 self.optimizer.step()
-            return
-        if finite:
-            self.grad_scaler.step(self.optimizer)
+            return finite
+        if health.loss:
+            self.grad_scaler.step(self.optimizer)  # which skips by itself when its gradients overflow
         self.grad_scaler.update()
+        return finite
 
-    def _count_nonfinite(self, finite: bool, keys: tuple[str, ...]) -> None:
-        if finite:
+    def _count_nonfinite(self, health: Health, keys: tuple[str, ...]) -> None:
+        if health.loss and health.gradient:
             self.nonfinite_in_a_row = 0
+            return
+        if health.loss and self._may_overflow():
             return
         self.nonfinite_in_a_row += 1
         self.nonfinite_of_epoch += 1
-        self.nonfinite_cases.append(keys)
+        self.nonfinite_cases.append(() if health.loss_of_this_process and not health.loss else keys)
         if self.nonfinite_in_a_row >= self.max_nonfinite_steps:
-            cases = sorted({key for keys in self.nonfinite_cases for key in keys})
+            cases = distributed.union_over_processes(key for keys in self.nonfinite_cases for key in keys)
             raise RuntimeError(
                 f"the loss was not finite in {self.nonfinite_in_a_row} steps in a row; the weights are those from "
                 f"before them. Look at these cases, or lower initial_lr ({self.initial_lr}): {', '.join(cases)}"
             )
+
+    def _may_overflow(self) -> bool:
+        """Whether mixed precision explains gradients that are not finite: until its scale has come down to 1."""
+        return self.grad_scaler is not None and self.grad_scaler.get_scale() >= 1.0
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Log the epoch's losses without the steps that were skipped."""
@@ -350,15 +434,18 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         super().on_train_epoch_end(finite or train_outputs)
         if self.nonfinite_of_epoch:
             self.print_to_log_file(f"WARNING: {self.nonfinite_of_epoch} steps were skipped: their loss was not finite")
-        means = [f"{name} {np.mean(values):.4f}" for name, values in self.epoch_terms.items()]
+        losses = {name: values for name, values in self.epoch_records.items() if name.startswith("loss/")}
+        means = [f"{name.removeprefix('loss/')} {np.mean(values):.4f}" for name, values in losses.items()]
         self.print_to_log_file("loss terms:", ", ".join(means))
+        if self.local_rank == 0:
+            self.epoch_progress.close()
 
     # ---- validation with the network that counts ----
 
     @contextmanager
-    def inference_network(self) -> Iterator[None]:
-        """Put the network that counts in the place of `self.network`, and all back as it was, whatever happens."""
-        trained, self.network = self.network, distributed.without_ddp(self.network_for_inference())
+    def network_in_place(self, network: nn.Module) -> Iterator[None]:
+        """Put a network in the place of `self.network`, to be validated, and all back as it was, whatever happens."""
+        trained, self.network = self.network, distributed.without_ddp(network)
         decoder, training = distributed.unwrap(self.network).decoder, self.network.training
         deep_supervision = decoder.deep_supervision
         try:
@@ -372,9 +459,24 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Switch the deep supervision heads of whatever network stands in `self.network`, wrapped or bare."""
         distributed.unwrap(self.network).decoder.deep_supervision = enabled
 
+    def on_validation_epoch_start(self) -> None:
+        """Start counting hits of the other networks."""
+        super().on_validation_epoch_start()
+        self.other_counts = {}
+
     def validation_step(self, batch: dict) -> dict:
-        """Validate a batch with the inference network."""
-        with self.inference_network():
+        """Validate a batch with the inference network, and count the hits of the others."""
+        target = batch["target"]
+        for name, network in self.other_networks().items():
+            # nnU-Net writes into the target where there is an ignore label.
+            copied = [level.clone() for level in target] if isinstance(target, list) else target.clone()
+            result = self._validate(network, {**batch, "target": copied})
+            hits = np.array([result[f"{kind}_hard"] for kind in ("tp", "fp", "fn")])
+            self.other_counts[name] = self.other_counts.get(name, 0) + hits
+        return self._validate(self.network_for_inference(), batch)
+
+    def _validate(self, network: nn.Module, batch: dict) -> dict:
+        with self.network_in_place(network):
             self.network.eval()
             self.set_deep_supervision_enabled(self.enable_deep_supervision)
             return super().validation_step(batch)
@@ -388,9 +490,34 @@ class SemiSupervisedTrainer(nnUNetTrainer):
                 average = dice if average is None else 0.9 * average + 0.1 * dice  # as nnU-Net
         self.logger.local_logger.my_fantastic_logging["ema_fg_dice"][-1] = 0.0 if average is None else average
 
+    def on_epoch_end(self) -> None:
+        """Log the epoch's curves, then end it as nnU-Net does, which may save them, then draw them."""
+        self._log_curves()
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            folder = Path(self.output_folder)
+            self.curves.write_csv(folder / "progress_ssl.csv")
+            self.curves.plot(folder / "progress_ssl.png", f"{type(self).__name__}, fold {self.fold}")
+
+    def _log_curves(self) -> None:
+        values = {name: float(np.mean(values)) for name, values in self.epoch_records.items() if name != "step_seconds"}
+        if "step_seconds" in self.epoch_records:
+            values["step_seconds"] = float(np.median(self.epoch_records["step_seconds"]))
+        values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        values[f"dice/{self.name_of_inference_network}"] = float(self.logger.get_value("mean_fg_dice", step=-1))
+        for name, counts in self.other_counts.items():
+            tp, fp, fn = distributed.sum_over_processes(counts)
+            possible = (2 * tp + fp + fn) > 0
+            dice = 2 * tp[possible] / (2 * tp + fp + fn)[possible]
+            values[f"dice/{name}"] = float(dice.mean()) if possible.any() else np.nan
+        self.curves.log(self.current_epoch, values)
+        for logger in self.logger.loggers:  # Weights & Biases, when switched on
+            for name, value in values.items():
+                logger.log(f"nnunet_ssl/{name}", value, self.current_epoch)
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict and score the validation cases with the inference network."""
-        with self.inference_network():
+        with self.network_in_place(self.network_for_inference()):
             super().perform_actual_validation(save_probabilities)
 
     # ---- checkpoints ----
@@ -415,6 +542,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             "nnunet_ssl": {
                 "options": self.options,
                 "optimizer_steps": self.optimizer_steps,
+                "curves": self.curves.values,
                 "parts": {name: part.state_dict() for name, part in self.stateful_parts().items()},
             },
         }
@@ -439,6 +567,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.initialize()
         self.was_resumed = True
         self.optimizer_steps = ours["optimizer_steps"]
+        self.curves.values = ours["curves"]
         for name, part in self.stateful_parts().items():
             part.load_state_dict(ours["parts"][name])
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
@@ -447,7 +576,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.my_init_kwargs = checkpoint["init_args"]
         self.current_epoch = checkpoint["current_epoch"]
         self.logger.load_checkpoint(checkpoint["logging"])
-        self._best_ema = checkpoint["_best_ema"]
+        # nnU-Net writes checkpoint_latest before it notes a new best, which the stored value therefore misses.
+        self._best_ema = max(self.logger.get_value("ema_fg_dice", step=None), default=None)
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
 
     def _adopt_options(self, stored: dict[str, Any]) -> None:

@@ -48,6 +48,15 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
         """Return the student and the teacher."""
         return {**super().stateful_parts(), "teacher": self.teacher}
 
+    @property
+    def name_of_inference_network(self) -> str:
+        """Teacher, or student if so asked."""
+        return self.predict_with
+
     def network_for_inference(self) -> nn.Module:
         """Return the teacher, or the student if so asked."""
-        return self.teacher if self.predict_with == "teacher" else super().network_for_inference()
+        return self.teacher if self.predict_with == "teacher" else self.network
+
+    def other_networks(self) -> dict[str, nn.Module]:
+        """Return the one that does not predict."""
+        return {"student": self.network} if self.predict_with == "teacher" else {"teacher": self.teacher}

@@ -24,7 +24,7 @@ def test_damaged_image_is_named_and_the_exit_code_is_1(dataset, capsys):
     assert main(["preprocess", "-d", "999"]) == 1
     output = capsys.readouterr().out
     assert "3d_fullres: 1 unlabeled cases in" in output
-    assert "could not be preprocessed: scan0: scan0_0000.nii.gz is cut off or damaged" in output
+    assert "3d_fullres: could not preprocess scan0: scan0_0000.nii.gz is cut off or damaged" in output
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def loaders(dataset, views=("weak", "strong")):
         transforms=transforms,
     )
     folders = dict.fromkeys(["unlabeled0", "unlabeled1", "unlabeled2"], dataset.unlabeled_folder)
-    return labeled, UnlabeledLoader(UnlabeledDataset(folders), labeled, label_manager, views)
+    return labeled, UnlabeledLoader(UnlabeledDataset(folders, dataset.unlabeled_folder), labeled, label_manager, views)
 
 
 @pytest.mark.parametrize("cell", [{"dim": 2, "batch_size": 4}, {"dim": 3, "ignore": True, "masked": True}])

@@ -47,6 +47,22 @@ def test_without_raw_images_what_is_preprocessed_is_trusted(tiny_dataset):
     assert sorted(collect(dataset).folders) == ["unlabeled0", "unlabeled1", "unlabeled2"]
 
 
+def test_folder_that_is_only_read_is_no_obstacle(tiny_dataset, monkeypatch):
+    def refuse(content, file):
+        raise PermissionError(file)
+
+    monkeypatch.setattr("nnunet_ssl.data.preprocessed_images.write_json_atomically", refuse)
+    assert len(collect(tiny_dataset()).folders) == 3
+
+
+def test_removed_images_are_not_trained_on_any_more(tiny_dataset):
+    """Preprocessed cases are trusted where the raw data set is not; here it is, and its imagesUn is gone."""
+    dataset = tiny_dataset()
+    dataset.images_un.parent.mkdir()
+    with pytest.raises(ValueError, match="there are no unlabeled images"):
+        collect(dataset)
+
+
 def test_empty_pool_says_where_images_go(tiny_dataset):
     dataset = tiny_dataset()
     dataset.images_un.mkdir(parents=True)

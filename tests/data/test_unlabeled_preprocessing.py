@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -74,6 +75,7 @@ def test_touched_but_equal_file_is_not_redone(job):
     job.run(1)
     os.utime(job.images / "scan1_0000.nii.gz", (1, 1))
     assert job.outdated() == []
+    assert read_stamp(job.preprocessed, "scan1").files[0][2] == 10**9  # the new time is kept: it is read only once
 
 
 @pytest.mark.parametrize(
@@ -140,6 +142,32 @@ def test_wrong_channel_count_is_told_apart(job):
     write_image(job.images / "scan0_0001.nii.gz")
     assert job.run(1) == {"scan0": "it has 2 channel(s), the data set has 1 (MRI)"}
     assert read_stamp(job.preprocessed, "scan0").wrong_channel_count
+
+
+def test_link_to_nowhere_stops_no_other(job):
+    (job.images / "scan1_0000.nii.gz").unlink()
+    (job.images / "scan1_0000.nii.gz").symlink_to("/nowhere.nii.gz")
+    assert list(job.run(1)) == ["scan1"]
+    assert open_image(job.preprocessed, "scan2").shape[0] == 1
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_fault_of_the_machine_is_not_blamed_on_the_image(job, monkeypatch, fault):
+    def fail(*_, **__):
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DefaultPreprocessor, "run_case_save", fail)
+        with pytest.raises(type(fault)):
+            job.run(1)
+    assert job.outdated() == ["scan0", "scan1", "scan2"]
+    assert job.run(1) == {}
+
+
+def test_stamp_cut_off_by_a_power_cut_counts_as_none(job):
+    job.run(1)
+    (state_folder(job.preprocessed) / "stamps" / "scan1.json").write_text("")
+    assert job.outdated() == ["scan1"]
 
 
 def test_name_without_channel_is_refused(job):

@@ -78,6 +78,20 @@ def test_outside_of_the_image_stays_zero_in_masked_channels():
     assert (weak[:, :, :5] == 0).all()
 
 
+def test_outside_that_is_not_zero_is_masked_by_the_segmentation():
+    """Resampling rings: outside the image a preprocessed patch is not exactly zero."""
+    views = ViewsTransform(transforms(masked=True), ("weak", "strong"))
+    for transform in views.intensity.transforms:
+        transform.apply_probability = 1.0
+    views.geometric.transforms.clear()
+    sample = patch()
+    sample["segmentation"][:, :, :5] = -1
+    weak, strong = views(**sample)["image"]
+    assert (weak[:, :, :5] == 0).all()
+    assert (strong[:, :, :5] == 0).all()
+    assert (weak[:, :, 5:] != 0).all()
+
+
 def test_mask_follows_the_geometry():
     views = ViewsTransform(transforms(masked=True), ("weak", "strong"))
     for seed in range(10):

@@ -38,8 +38,11 @@ def test_missing_nnunetv2_is_said(monkeypatch):
         host_version.check_nnunetv2_version()
 
 
-def test_import_of_a_trainer_checks_the_version():
+def test_import_of_a_trainer_checks_the_version_before_all_else():
+    """An older nnU-Net lacks modules that a trainer imports: the sentence comes before that."""
     code = (
+        "import sys\n"
+        "sys.modules['nnunetv2.training.dataloading.data_loader'] = None\n"
         "from importlib import metadata\n"
         "real = metadata.version\n"
         "metadata.version = lambda name: '2.9.0' if name == 'nnunetv2' else real(name)\n"

@@ -43,6 +43,7 @@ def test_values_are_read_by_type():
         ("num_epochs=2.5", r"num_epochs takes a whole number, got '2.5'"),
         ("num_epochs=0", r"num_epochs is at least 1, got '0'"),
         ("seed=-1", r"seed is at least 0, got '-1'"),
+        ("max_nonfinite_steps=0", r"max_nonfinite_steps is at least 1, got '0'"),
         ("ema_decay=high", r"ema_decay takes a number, got 'high'"),
         ("ema_decay=nan", r"ema_decay takes a finite number, got 'nan'"),
         ("ema_decay", r"written as name=value name=value, got 'ema_decay'"),
@@ -53,6 +54,21 @@ def test_values_are_read_by_type():
 def test_bad_options_are_refused_by_name(text, message):
     with pytest.raises(ValueError, match=message):
         parse_options(text, ALLOWED)
+
+
+def test_value_with_a_space_is_quoted():
+    assert parse_options("init_checkpoint='/my data/a.pth' seed=1", ALLOWED)["init_checkpoint"] == "/my data/a.pth"
+
+
+def test_attribute_without_a_value_takes_its_type_from_the_annotation():
+    class Method(MEAN_TEACHER):
+        confidence_threshold: float | None = None
+        classes: list | None = None
+
+    with pytest.raises(TypeError, match="Method.classes: list | None is none of"):
+        allowed_options(Method, nnUNetTrainer)
+    del Method.classes
+    assert allowed_options(Method, nnUNetTrainer)["confidence_threshold"] is float
 
 
 def test_bad_flag_is_refused():

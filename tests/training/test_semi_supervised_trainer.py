@@ -46,7 +46,8 @@ def step_of(dataset, trainer_class):
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
     loss = trainer.train_step(next(trainer.dataloader_train))["loss"]
-    return loss, parameters_of(trainer.network), trainer.epoch_terms
+    losses = {name for name in trainer.epoch_records if name.startswith("loss/")}
+    return loss, parameters_of(trainer.network), losses
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -55,7 +56,7 @@ def test_yielded_one_by_one_equals_one_concatenated_batch(tiny_dataset, dim):
     loss, weights, terms = step_of(dataset, TwoTerms)
     expected_loss, expected_weights, expected_terms = step_of(dataset, OneGraph)
     assert loss == pytest.approx(expected_loss, abs=1e-6)
-    assert terms.keys() == expected_terms.keys() == {"supervised", "entropy"}
+    assert terms == expected_terms == {"loss/supervised", "loss/entropy"}
     for name, value in weights.items():
         torch.testing.assert_close(value, expected_weights[name], atol=1e-6, rtol=1e-5)
 
@@ -126,11 +127,18 @@ def plain_trainer(dataset, trainer_class, resume=False, configuration=None, plan
     return trainer_class(plans, configuration, fold, dataset.case.dataset_json(), torch.device("cpu"))
 
 
-def test_bad_value_of_a_base_is_refused(tiny_dataset, monkeypatch):
-    monkeypatch.setenv("nnUNet_ssl_options", "predict_with=both")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("predict_with=both", "predict_with is teacher or student, got 'both'"),
+        ("ema_decay=1.5", r"ema_decay is a fraction in \[0, 1\], got 1.5"),
+        ("rampup_duration=40", r"rampup_duration is a fraction in \[0, 1\], got 40"),
+    ],
+)
+def test_bad_value_is_refused_before_anything_is_done(tiny_dataset, monkeypatch, option, message):
     dataset = tiny_dataset()
-    monkeypatch.setenv("nnUNet_ssl_options", "predict_with=both")
-    with pytest.raises(ValueError, match="predict_with is teacher or student, got 'both'"):
+    monkeypatch.setenv("nnUNet_ssl_options", option)
+    with pytest.raises(ValueError, match=message):
         plain_trainer(dataset, MEAN_TEACHER).initialize()
 
 
@@ -149,6 +157,9 @@ def test_fold_beyond_the_splits_is_refused(tiny_dataset):
     trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, fold=2)
     with pytest.raises(ValueError, match=r"there is no fold 2: .*splits_final.json has the folds 0 to 1"):
         trainer.run_training()
+    trainer.fold = -1
+    with pytest.raises(ValueError, match="there is no fold -1"):
+        trainer.do_split()
 
 
 def test_fold_all_uses_images_un(tiny_dataset):
@@ -165,7 +176,7 @@ def test_inference_network_is_swapped_back_even_on_an_error(tiny_dataset):
     trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, seed=1)
     trainer.initialize()
     student = trainer.network
-    with pytest.raises(KeyError), trainer.inference_network():
+    with pytest.raises(KeyError), trainer.network_in_place(trainer.network_for_inference()):
         assert trainer.network is trainer.teacher
         trainer.set_deep_supervision_enabled(True)
         raise KeyError
@@ -275,8 +286,105 @@ def test_init_checkpoint_starts_from_all_weights(tiny_dataset):
     trainer.on_train_start()
     assert_equal_weights(parameters_of(plain.network), parameters_of(trainer.network))
     assert_equal_weights(parameters_of(plain.network), parameters_of(trainer.teacher))
-    with pytest.raises(ValueError, match="init_checkpoint=nowhere.pth is not a file"):
+    with pytest.raises(ValueError, match="nowhere.pth is not a file"):
         make_trainer(dataset, MEAN_TEACHER, init_checkpoint="nowhere.pth").on_train_start()
+
+
+def test_init_checkpoint_that_is_none_is_told_so(tiny_dataset, tmp_path):
+    """And not: delete it, as for a damaged checkpoint of the run itself."""
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"noise")
+    dataset = tiny_dataset()
+    with pytest.raises(ValueError, match="weights.pth cannot be read as a checkpoint"):
+        make_trainer(dataset, MEAN_TEACHER, init_checkpoint=str(file)).on_train_start()
+    torch.save({"weights": 1}, file)
+    with pytest.raises(ValueError, match="weights.pth is no checkpoint of nnU-Net"):
+        make_trainer(dataset, MEAN_TEACHER, init_checkpoint=str(file)).on_train_start()
+
+
+def test_best_so_far_survives_a_checkpoint_written_before_it_was_noted(tiny_dataset):
+    """nnU-Net writes checkpoint_latest first and notes the best Dice afterwards."""
+    dataset = tiny_dataset()
+    trainer = make_trainer(dataset, MEAN_TEACHER, seed=1, save_every=1, num_epochs=3)
+    trainer.on_train_start()
+    trainer.logger.local_logger.my_fantastic_logging["ema_fg_dice"] = [0.5, 0.8, 0.7]
+    trainer._best_ema = 0.5
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    resumed = make_trainer(dataset, MEAN_TEACHER, resume=True)
+    resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    assert resumed._best_ema == 0.8
+
+
+# ---- mixed precision, with a scaler on the CPU ----
+
+
+class Exploding(TwoTerms):
+    """A finite loss, whose gradient is not, from the second step on."""
+
+    def training_losses(self, labeled, unlabeled):
+        factor = self.probabilities(self.student(labeled.image)).mean() * 0.0
+        explosion = torch.sqrt(factor) if self.step_of_epoch else factor  # the slope of a root at 0 is infinite
+        yield {"supervised": self.supervised_loss(labeled) + explosion}
+
+
+def with_scaler(dataset, trainer_class, **settings):
+    trainer = make_trainer(dataset, trainer_class, seed=1, num_iterations_per_epoch=50, **settings)
+    trainer.on_train_start()
+    trainer.grad_scaler = torch.GradScaler("cpu", init_scale=2.0**4)
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def test_scaler_changes_nothing_of_a_step(tiny_dataset):
+    dataset = tiny_dataset()
+    loss, weights, _ = step_of(dataset, TwoTerms)
+    trainer = with_scaler(dataset, TwoTerms)
+    assert trainer.train_step(next(trainer.dataloader_train))["loss"] == pytest.approx(loss, abs=1e-6)
+    for name, value in parameters_of(trainer.network).items():
+        torch.testing.assert_close(value, weights[name], atol=1e-6, rtol=1e-5)
+
+
+def test_overflow_of_the_scaler_is_no_failure_until_its_scale_is_down(tiny_dataset):
+    """The scale falls from 16 to 1 in four steps, which mixed precision explains; the next three do not."""
+    trainer = with_scaler(tiny_dataset(), Exploding, max_nonfinite_steps=3)
+    trainer.train_step(next(trainer.dataloader_train))
+    weights = parameters_of(trainer.network)
+    for _ in range(4):
+        trainer.train_step(next(trainer.dataloader_train))
+        assert trainer.nonfinite_in_a_row == 0
+    trainer.train_step(next(trainer.dataloader_train))
+    trainer.train_step(next(trainer.dataloader_train))
+    with pytest.raises(RuntimeError, match="not finite in 3 steps in a row"):
+        trainer.train_step(next(trainer.dataloader_train))
+    assert trainer.optimizer_steps == 1
+    assert_equal_weights(weights, parameters_of(trainer.network))
+
+
+def test_loss_that_is_not_finite_leaves_the_scaler_usable(tiny_dataset):
+    trainer = with_scaler(tiny_dataset(), TwoTerms)
+    bad = next(trainer.dataloader_train)
+    bad["data"] = bad["data"] * torch.nan
+    trainer.train_step(bad)
+    assert trainer.nonfinite_in_a_row == 1
+    assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+    assert trainer.optimizer_steps == 1
+
+
+def test_compiled_networks_train_validate_and_are_saved_bare(tiny_dataset, monkeypatch):
+    """The seam of torch.compile, with its backend that compiles nothing."""
+    monkeypatch.setattr(MEAN_TEACHER, "_do_i_compile", lambda self: True)
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **_: compile_(module, backend="eager"))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    dataset = tiny_dataset(dim=2)
+    trainer = make_trainer(dataset, MEAN_TEACHER, seed=1)
+    trainer.run_training()
+    saved = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
+    assert not [key for key in saved["network_weights"] if "_orig_mod" in key]
+    plain = make_trainer(dataset, nnUNetTrainer)
+    plain.initialize()
+    plain.network.load_state_dict(saved["network_weights"])
 
 
 def test_previous_checkpoints_of_a_finished_run_are_tidied(tiny_dataset):

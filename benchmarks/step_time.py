@@ -1,0 +1,180 @@
+"""Time and memory of one training step of our trainers against nnU-Net's own, on the same data, in one run.
+
+    python benchmarks/step_time.py --trainer nnUNetTrainerMeanTeacher --features 16 32 64 128 --batch-size 2
+
+The steps of all trainers alternate, on one batch of random numbers in memory, at the middle of the run. The cost
+model is the ratio that a trainer states (`step_cost`). Peak memory is measured with each trainer in a process of its
+own: what CUDA allocated, or the high-water mark of the process on the CPU.
+"""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import pkgutil
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+DATASET_JSON = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "anterior": 1, "posterior": 2},
+    "numTraining": 1,
+    "file_ending": ".nii.gz",
+}
+BASELINE = "nnUNetTrainer"
+COLUMNS = ("trainer", "seconds", "ratio", "cost_model", "share_of_model", "peak_gib", "peak_ratio")
+
+
+def main() -> int:
+    """Measure, print the table and write the csv."""
+    options = parse_arguments()
+    names = [BASELINE, *all_trainers(options.trainer)]
+    os.environ["nnUNet_results"] = tempfile.mkdtemp()
+    seconds = time_alternately(names, options)
+    peaks = {name: peak_memory(name, options) for name in names}
+    rows = [row_of(name, seconds, peaks) for name in names]
+    print_table(rows)
+    with open(options.output, "w", newline="") as opened:
+        writer = csv.DictWriter(opened, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trainer", nargs="+", required=True, metavar="NAME", help="trainers, or ALL")
+    parser.add_argument("--configuration", default="3d_fullres", help="default: 3d_fullres")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each trainer (default: 20)")
+    parser.add_argument(
+        "--features", type=int, nargs="+", metavar="N", help="features per stage, instead of the plans'"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="B", help="instead of the plans'")
+    parser.add_argument("--plans", default=str(HERE / "hippocampus_plans.json"), help="an nnU-Net plans file")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of torch (default: all)")
+    parser.add_argument("-o", "--output", default="step_time.csv", help="default: step_time.csv")
+    return parser.parse_args()
+
+
+def all_trainers(names: list[str]) -> list[str]:
+    """Return the trainers named; ALL stands for every trainer of the package."""
+    if names != ["ALL"]:
+        return names
+    import nnunet_ssl.trainers
+
+    return sorted(module.name for module in pkgutil.iter_modules(nnunet_ssl.trainers.__path__))
+
+
+def make_trainer(name: str, options: argparse.Namespace) -> Any:  # noqa: ANN401 - any nnU-Net trainer
+    """Return an initialised trainer, in the middle of its run."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    plans = json.loads(Path(options.plans).read_text())
+    configuration = plans["configurations"][options.configuration]
+    if options.features:
+        configuration["architecture"]["arch_kwargs"]["features_per_stage"] = options.features
+    if options.batch_size:
+        configuration["batch_size"] = options.batch_size
+    plans["continue_training"] = False
+    trainer = recursive_find_trainer_class_by_name(name)(
+        plans, options.configuration, 0, DATASET_JSON, torch.device(options.device)
+    )
+    os.environ.setdefault("nnUNet_preprocessed", os.environ["nnUNet_results"])
+    trainer.preprocessed_dataset_folder = str(empty_dataset_folder())
+    trainer.initialize()
+    trainer.current_epoch = trainer.num_epochs // 2
+    trainer.step_of_epoch = 0
+    trainer.network.train()
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    return trainer
+
+
+def empty_dataset_folder() -> Path:
+    """Return a folder from which nnU-Net infers its usual format; no case is read."""
+    folder = Path(os.environ["nnUNet_results"], "cases")
+    folder.mkdir(exist_ok=True)
+    (folder / "case.b2nd").touch()
+    return folder
+
+
+def make_batch(trainer: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return a batch of random images and labels, as the two loaders yield it."""
+    torch.manual_seed(0)
+    configuration = trainer.configuration_manager
+    shape = (configuration.batch_size, 1, *configuration.patch_size)
+    scales = trainer._get_deep_supervision_scales()
+    target = [
+        torch.randint(0, 3, (*shape[:2], *(round(s * f) for s, f in zip(shape[2:], scale, strict=True)))).short()
+        for scale in scales
+    ]
+    keys = tuple(f"case{i}" for i in range(shape[0]))
+    unlabeled = {"weak": torch.randn(shape), "strong": torch.randn(shape), "keys": keys}
+    return {"data": torch.randn(shape), "target": target, "keys": keys, "unlabeled": unlabeled}
+
+
+def time_alternately(names: list[str], options: argparse.Namespace) -> dict[str, float]:
+    """Return the median seconds of a step, the trainers taking turns so that they meet the same disturbances."""
+    torch.set_num_threads(options.threads)
+    trainers = {name: make_trainer(name, options) for name in names}
+    batch = make_batch(trainers[BASELINE])
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(options.steps + 3):  # three to warm up
+        for name, trainer in trainers.items():
+            start = time.perf_counter()
+            trainer.train_step(batch)
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            if turn >= 3:
+                times[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in times.items()}
+
+
+def peak_memory(name: str, options: argparse.Namespace) -> float:
+    """Return the peak memory in GiB of three steps of one trainer, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_memory_here, (name, options))
+
+
+def _peak_memory_here(name: str, options: argparse.Namespace) -> float:
+    torch.set_num_threads(options.threads)
+    trainer = make_trainer(name, options)
+    batch = make_batch(trainer)
+    for _ in range(3):
+        trainer.train_step(batch)
+    if options.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30  # Linux counts in KiB
+
+
+def row_of(name: str, seconds: dict[str, float], peaks: dict[str, float]) -> dict[str, Any]:
+    """Return one line of the table."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    ratio = seconds[name] / seconds[BASELINE]
+    cost = getattr(recursive_find_trainer_class_by_name(name), "step_cost", 1.0)
+    values = (name, seconds[name], ratio, cost, ratio / cost, peaks[name], peaks[name] / peaks[BASELINE])
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the table as Markdown."""
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|---" * len(COLUMNS) + "|")
+    for row in rows:
+        print("| " + " | ".join(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()) + " |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

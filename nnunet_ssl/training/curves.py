@@ -1,0 +1,83 @@
+"""The curves of a run: values by name and epoch, as `progress_ssl.csv` and `progress_ssl.png`.
+
+nnU-Net's own logger refuses names it does not know, so these have a store of their own, which goes into the checkpoint.
+"""
+
+import csv
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+matplotlib.use("agg")
+
+# Panel: title, unit of its axis, and the curves in it by the beginning of their names.
+PANELS = (
+    ("Losses, weighted", "loss", ("loss/",)),
+    ("Pseudo-Dice of random validation patches", "Dice (mean over foreground)", ("dice/",)),
+    ("Ramps", "weight as a fraction of its maximum", ("ramp/",)),
+    ("What the network is taught", "share of unlabeled voxels", ("confident", "agreement")),
+    ("Foreground by class", "share of voxels (log)", ("pseudo_label/", "labeled/")),
+    ("Learning rate", "learning rate", ("learning_rate",)),
+    ("Time of a step", "s (median of the epoch)", ("step_seconds",)),
+)
+LOGARITHMIC = ("Foreground by class",)
+
+
+class Curves:
+    """Values by name, one for each epoch; NaN where an epoch has none."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+
+    def log(self, epoch: int, values: dict[str, float]) -> None:
+        """Set the values of an epoch; what was there of it and of later ones is replaced."""
+        for name in {*self.values, *values}:
+            curve = self.values.setdefault(name, [])[:epoch]
+            curve += [math.nan] * (epoch - len(curve))
+            self.values[name] = [*curve, float(values.get(name, math.nan))]
+
+    def write_csv(self, file: Path) -> None:
+        """Write one line for each epoch, one column for each curve."""
+        names = sorted(self.values)
+        with file.open("w", newline="") as opened:
+            writer = csv.writer(opened)
+            writer.writerow(["epoch", *names])
+            for epoch, row in enumerate(zip(*(self.values[name] for name in names), strict=True)):
+                writer.writerow([epoch, *(f"{value:.6g}" for value in row)])
+
+    def plot(self, file: Path, title: str) -> None:
+        """Draw a panel for each kind of curve that there is."""
+        panels = [(*panel, names) for panel in PANELS if (names := self._names(panel[2]))]
+        columns = min(3, max(1, len(panels)))
+        rows = math.ceil(len(panels) / columns) or 1
+        figure = Figure(figsize=(6.5 * columns, 4.2 * rows), layout="constrained")
+        figure.suptitle(title)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis, (name, unit, _, curves) in zip(axes, panels, strict=False):
+            self._draw(axis, name, unit, curves)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        figure.savefig(file, dpi=100)
+
+    def _names(self, beginnings: tuple[str, ...]) -> list[str]:
+        return sorted(name for name in self.values if name.startswith(beginnings))
+
+    def _draw(self, axis: "matplotlib.axes.Axes", title: str, unit: str, names: list[str]) -> None:
+        classes = sorted({name.partition("/")[2] for name in names})
+        for name in names:
+            curve = np.array(self.values[name])
+            known = np.flatnonzero(np.isfinite(curve))
+            kind, _, label = name.partition("/")
+            color = f"C{classes.index(label)}" if title in LOGARITHMIC else None
+            style = "--" if kind == "labeled" else "-"
+            text = f"{label} ({kind.replace('_', '-')})" if title in LOGARITHMIC else label or name
+            axis.plot(known, curve[known], style, label=text, color=color, marker="." if len(known) < 20 else None)
+        axis.set(title=title, xlabel="epoch", ylabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if title in LOGARITHMIC:
+            axis.set_yscale("symlog", linthresh=1e-4)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")

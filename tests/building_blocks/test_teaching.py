@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
+from nnunet_ssl.building_blocks.teaching import foreground_shares, teaching_statistics
+
+
+def test_softmax_hand_values():
+    target = torch.tensor([[0.97, 0.6, 0.01, 0.3], [0.03, 0.4, 0.99, 0.7]])[None, :, None]  # labels 0 0 1 1
+    probs = torch.tensor([[0.9, 0.1, 0.2, 0.1], [0.1, 0.9, 0.8, 0.9]])[None, :, None]  # labels 0 1 1 1
+    statistics = teaching_statistics(SoftmaxLabels(2), probs, target)
+    assert {name: value.item() for name, value in statistics.items()} == pytest.approx(
+        {"confident": 0.5, "agreement": 0.75, "pseudo_label/1": 0.5}
+    )
+
+
+def test_region_hand_values():
+    target = torch.tensor([[0.99, 0.6], [0.2, 0.03]])[None, :, None]
+    statistics = teaching_statistics(SigmoidRegions(2), 1 - target, target)
+    assert {name: value.item() for name, value in statistics.items()} == pytest.approx(
+        {"confident": 0.5, "agreement": 0.0, "pseudo_label/0": 1.0, "pseudo_label/1": 0.0}
+    )
+
+
+def test_shares_leave_the_ignore_label_out():
+    target = torch.tensor([0, 1, 3, 3])[None, None, None]
+    shares = foreground_shares(SoftmaxLabels(3, ignore_label=3), target)
+    assert {name: value.item() for name, value in shares.items()} == {"1": 0.5, "2": 0.0}

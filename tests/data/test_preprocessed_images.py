@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import SimpleITK
+
+from nnunet_ssl.data.preprocessed_images import UnlabeledDataset, content_of, open_image
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
+
+
+def test_outside_of_a_resampled_image_comes_from_its_own_preprocessing(tiny_dataset):
+    """Cubic resampling leaves hardly a voxel outside the image at exactly zero; the map marks them all."""
+    dataset = tiny_dataset(masked=True)
+    plans = dataset.case.plans()
+    plans["configurations"]["3d_fullres"]["resampling_fn_data_kwargs"]["order"] = 3
+    voxels = np.random.default_rng(0).normal(100, 20, (16, 18, 20)).astype(np.float32)
+    voxels[:, :8, :8] = 0
+    image = SimpleITK.GetImageFromArray(voxels)
+    image.SetSpacing((1.3, 1.3, 1.3))
+    dataset.images_un.mkdir(parents=True)
+    SimpleITK.WriteImage(image, str(dataset.images_un / "scan_0000.nii.gz"))
+    folder = dataset.unlabeled_folder
+    job = UnlabeledPreprocessing(plans, "3d_fullres", dataset.case.dataset_json(), dataset.images_un, folder)
+    assert job.run(1) == {}
+    loaded, outside, _, properties = UnlabeledDataset({"scan": folder}, folder).load_case("scan")
+    corner = (slice(0, 1), slice(None), slice(0, 8), slice(0, 8))
+    assert (np.asarray(loaded[:])[corner] == 0).mean() < 0.5
+    assert (np.asarray(outside[:])[corner] == -1).all()
+    assert (np.asarray(outside[:]) == 0).mean() > 0.5
+    assert properties == {"class_locations": {}}
+
+
+def test_of_a_case_with_a_label_on_disk_only_the_image_is_opened(tiny_dataset):
+    dataset = tiny_dataset()
+    for ending in ("_seg.b2nd", ".pkl"):
+        (dataset.labeled_folder / f"labeled0{ending}").unlink()
+    images = UnlabeledDataset({"labeled0": dataset.labeled_folder}, dataset.unlabeled_folder)
+    image, outside, previous, _ = images.load_case("labeled0")
+    assert outside.shape == image.shape
+    assert not outside.any()
+    assert previous is None
+
+
+def test_content_tells_voxels_apart_not_names(tiny_dataset):
+    dataset = tiny_dataset()
+    first, second = (content_of(open_image(dataset.labeled_folder, f"labeled{i}")) for i in (0, 1))
+    assert first != second
+    assert first == content_of(open_image(dataset.labeled_folder, "labeled0"))
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz"])
+def test_other_formats_of_nnunet(tmp_path, ending):
+    voxels = np.arange(8.0, dtype=np.float32).reshape(1, 2, 2, 2)
+    if ending == ".npy":
+        np.save(tmp_path / "case.npy", voxels)
+    else:
+        np.savez(tmp_path / "case.npz", data=voxels, seg=voxels)
+    np.testing.assert_array_equal(open_image(tmp_path, "case"), voxels)

@@ -1,0 +1,77 @@
+import csv
+import math
+from pathlib import Path
+
+from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.curves import Curves
+from nnunet_ssl.training.epoch_progress import EpochProgress
+from tests.conftest import make_trainer
+
+MEAN_TEACHER = find_trainer("nnUNetTrainerMeanTeacher")
+
+
+def test_values_stand_at_their_epoch_and_gaps_are_nan(tmp_path):
+    curves = Curves()
+    curves.log(0, {"a": 1.0})
+    curves.log(1, {"a": 2.0, "b": 5.0})
+    curves.log(2, {"b": 6.0})
+    curves.write_csv(tmp_path / "curves.csv")
+    rows = list(csv.reader((tmp_path / "curves.csv").open()))
+    assert rows == [["epoch", "a", "b"], ["0", "1", "nan"], ["1", "2", "5"], ["2", "nan", "6"]]
+
+
+def test_epoch_that_is_run_again_replaces_what_was_logged():
+    curves = Curves()
+    for epoch, value in [(0, 1.0), (1, 2.0), (2, 3.0), (1, 9.0)]:
+        curves.log(epoch, {"a": value})
+    assert curves.values == {"a": [1.0, 9.0]}
+
+
+def test_run_writes_all_curves_and_keeps_them_in_the_checkpoint(tiny_dataset):
+    dataset = tiny_dataset()
+    trainer = make_trainer(dataset, MEAN_TEACHER, seed=1, num_epochs=3)
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    assert (folder / "progress_ssl.png").stat().st_size > 10_000
+    rows = list(csv.DictReader((folder / "progress_ssl.csv").open()))
+    assert len(rows) == 3
+    assert rows[0].keys() == {
+        "epoch", "loss/supervised", "loss/consistency", "ramp/consistency", "learning_rate", "dice/teacher",
+        "dice/student", "confident", "agreement", "pseudo_label/1", "labeled/1", "step_seconds",
+    }  # fmt: skip
+    assert all(math.isfinite(float(value)) for name, value in rows[-1].items() if not name.startswith("dice"))
+    resumed = make_trainer(dataset, MEAN_TEACHER, resume=True)
+    resumed.load_checkpoint(f"{folder}/checkpoint_final.pth")
+    assert resumed.curves.values["loss/supervised"] == trainer.curves.values["loss/supervised"]
+
+
+def test_dice_of_the_student_is_that_of_its_own_validation(tiny_dataset):
+    """Validated by itself on the same batch, the student has the hits that were counted beside the teacher's."""
+    trainer = make_trainer(tiny_dataset(ignore=True, num_classes=3), MEAN_TEACHER, seed=1)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))
+    batch = next(trainer.dataloader_val)
+    alone = trainer._validate(trainer.network, {**batch, "target": [level.clone() for level in batch["target"]]})
+    trainer.validation_step(batch)
+    tp, fp, fn = trainer.other_counts["student"]
+    assert (tp == alone["tp_hard"]).all()
+    assert (fp == alone["fp_hard"]).all()
+    assert (fn == alone["fn_hard"]).all()
+
+
+def test_line_every_minute_without_a_terminal(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    lines = []
+    progress = EpochProgress(3, 10, 0.5, lines.append)
+    for _ in range(5):
+        now[0] += 30
+        progress.advance(-0.25)
+    assert lines == [
+        "epoch 3: step 2 of 10, loss -0.250, Dice 0.500, 4.0 minutes left in this epoch",
+        "epoch 3: step 4 of 10, loss -0.250, Dice 0.500, 3.0 minutes left in this epoch",
+    ]
