@@ -15,6 +15,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.distributed import unwrap
 from tests.conftest import Case, TinyDataset, make_trainer
 
 
@@ -24,16 +25,49 @@ def train(rank: int, root: Path, report: Path, port: int, names: list[str]) -> N
     dist.init_process_group("gloo", rank=rank, world_size=2)
     results = {}
     for name in names:
-        trainer = make_trainer(TinyDataset(Case(num_classes=4), root), find_trainer(name), seed=1)
+        dataset = TinyDataset(Case(num_classes=4), root)
+        trainer = make_trainer(dataset, find_trainer(name), seed=1)
         trainer.run_training()
         trainer.perform_actual_validation()
         digests = {key: digest(part) for key, part in trainer.stateful_parts().items()}
         results[name] = {"parts": digests, "steps": trainer.optimizer_steps}
+        keep_one_step(rank, dataset, name, report.parent)
+        results[name]["stopped_with"] = stop_by_one_rank(rank, dataset, name)
     gathered: list = [None, None]
     dist.all_gather_object(gathered, results)
     if rank == 0:
         report.write_text(json.dumps({name: [gathered[0][name], gathered[1][name]] for name in names}))
     dist.destroy_process_group()
+
+
+def started(dataset: TinyDataset, name: str, **settings):
+    trainer = make_trainer(dataset, find_trainer(name), seed=1, **settings)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def keep_one_step(rank: int, dataset: TinyDataset, name: str, folder: Path) -> None:
+    """Save this rank's batch, and the weights after a step, for the comparison with one process."""
+    trainer = started(dataset, name)
+    batch = next(trainer.dataloader_train)
+    trainer.train_step(batch)
+    torch.save({"batch": batch, "weights": unwrap(trainer.network).state_dict()}, folder / f"{name}{rank}.pth")
+
+
+def stop_by_one_rank(rank: int, dataset: TinyDataset, name: str) -> str:
+    """Give rank 1 images that are not finite; both ranks stop, and name its cases."""
+    trainer = started(dataset, name, max_nonfinite_steps=1)
+    batch = next(trainer.dataloader_train)
+    if rank == 1:
+        batch["data"] = batch["data"] * torch.nan
+        batch["keys"] = ["the_bad_case"] * len(batch["keys"])
+    try:
+        trainer.train_step(batch)
+    except RuntimeError as error:
+        return str(error)
+    return "not stopped"
 
 
 def digest(part) -> str:

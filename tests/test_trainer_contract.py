@@ -267,3 +267,26 @@ def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path):
     for name, ranks in json.loads(report.read_text()).items():
         assert ranks[0] == ranks[1], name
         assert ranks[0]["steps"] == 4, name
+        cases = ranks[0]["stopped_with"].rpartition(": ")[2]
+        assert "the_bad_case" in cases, name
+        assert "labeled0" not in cases.replace("unlabeled0", ""), f"{name} names cases of the healthy rank"
+        assert_one_step_equals_one_process(dataset, find_trainer(name), report.parent)
+
+
+def assert_one_step_equals_one_process(dataset, trainer_class, folder: Path) -> None:
+    """Two processes with a sample each step as one process with both."""
+    kept = [torch.load(folder / f"{trainer_class.__name__}{rank}.pth", weights_only=False) for rank in (0, 1)]
+    first, second = (one["batch"] for one in kept)
+    batch = {
+        "data": torch.cat([first["data"], second["data"]]),
+        "target": [torch.cat(levels) for levels in zip(first["target"], second["target"], strict=True)],
+        "keys": [*first["keys"], *second["keys"]],
+        "unlabeled": {
+            name: torch.cat([value, second["unlabeled"][name]]) if isinstance(value, torch.Tensor) else list(value) * 2
+            for name, value in first["unlabeled"].items()
+        },
+    }
+    trainer = started(dataset, trainer_class)
+    trainer.train_step(batch)
+    for name, value in unwrap(trainer.network).state_dict().items():
+        torch.testing.assert_close(value, kept[0]["weights"][name], atol=1e-5, rtol=1e-4)
