@@ -86,6 +86,7 @@ setup(
         "batchgeneratorsv2>=0.3.0",
         "blosc2>=3.3.2",
         "filelock>=3.12",
+        "matplotlib>=3.8",
         "nibabel>=5",
         "packaging>=23",
         "tqdm>=4.60",

@@ -215,3 +215,18 @@ def test_real_hippocampus(tmp_path):
     assert "Unlabeled cases: 80" in log
     assert "This split has 96 training and 24 validation cases." in log
     assert "Mean Validation Dice" in log
+
+
+@pytest.mark.slow
+def test_benchmarks(planned):
+    """Both print a table; interrupted or not, label_efficiency does no run twice."""
+    benchmarks = Path(__file__).parent.parent / "benchmarks"
+    small = "--features 4 8 8 8 --device cpu"
+    table = planned.run(f"python {benchmarks}/step_time.py --trainer ALL --steps 2 --batch-size 1 {small}")
+    assert re.search(rf"\| {TRAINER} \| [\d.]+ \| [\d.]+ \| 2.333 \|", table)
+    command = f"python {benchmarks}/label_efficiency.py --dataset 998 --labeled 2 --trainers {TRAINER} --steps 20"
+    small = "--features 4 8 8 --batch-size 2 --device cpu"
+    table = planned.run(f"{command} --configuration 2d {small}")
+    assert re.search(rf"\| 2 \| {TRAINER} \| 0.\d{{4}} \|  \| [+-]0.\d{{4}} \| 1 \|", table), table
+    assert re.search(r"\| all \| nnUNetTrainer \| 0.\d{4}", table), table
+    assert "3 runs, 3 done before" in planned.run(f"{command} --configuration 2d {small}")

@@ -33,7 +33,7 @@ class nnUNetTrainerMeanTeacher(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's
 
     ema_decay = 0.99  # α; paper §3.1 and all of SSL4MIS
     consistency_weight = 10.0  # λ; ours: SSL4MIS's 0.1 has no effect beside nnU-Net's loss (methods sheet: 1 to 10)
-    rampup_duration = 0.4  # of the run; as MC-Net and SS-Net, which reach the plateau after 6 000 of 15 000 steps
+    rampup_duration = 1.0  # of the run; SSL4MIS and UA-MT reach the plateau with the last step
 
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield nnU-Net's loss, then the consistency."""

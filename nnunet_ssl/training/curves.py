@@ -79,5 +79,8 @@ class Curves:
         axis.xaxis.get_major_locator().set_params(integer=True)
         if title in LOGARITHMIC:
             axis.set_yscale("symlog", linthresh=1e-4)
+        if names == ["step_seconds"]:
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        if any("/" in name for name in names) or len(names) > 1:
+            axis.legend(fontsize="small")

@@ -150,6 +150,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.optimizer_steps = 0  # over the whole run
         self.nonfinite_cases = deque(maxlen=self.max_nonfinite_steps)
         self.curves = Curves()
+        self.epoch_progress: EpochProgress | None = None  # in the first process, while an epoch runs
         self.other_counts: dict[str, np.ndarray] = {}
         self.epoch_records: dict[str, list[float]] = {}
         self.step_records: dict[str, float | Tensor] = {}
@@ -347,7 +348,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
                 self.epoch_records.setdefault(name, []).append(value)
         self.step_of_epoch += 1
         loss = sum(losses.values()) if health.loss else np.nan
-        if self.local_rank == 0:
+        if self.epoch_progress is not None:
             self.epoch_progress.advance(loss)
         return {"loss": np.array(loss, dtype=np.float32)}
 
@@ -437,7 +438,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         losses = {name: values for name, values in self.epoch_records.items() if name.startswith("loss/")}
         means = [f"{name.removeprefix('loss/')} {np.mean(values):.4f}" for name, values in losses.items()]
         self.print_to_log_file("loss terms:", ", ".join(means))
-        if self.local_rank == 0:
+        if self.epoch_progress is not None:
             self.epoch_progress.close()
 
     # ---- validation with the network that counts ----
