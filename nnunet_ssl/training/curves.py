@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -50,6 +51,10 @@ class Curves:
 
     def plot(self, file: Path, title: str) -> None:
         """Draw a panel for each kind of curve that there is."""
+        with matplotlib.style.context("default"):  # nnU-Net's own plot sets huge fonts for the whole process
+            self._plot(file, title)
+
+    def _plot(self, file: Path, title: str) -> None:
         panels = [(*panel, names) for panel in PANELS if (names := self._names(panel[2]))]
         columns = min(3, max(1, len(panels)))
         rows = math.ceil(len(panels) / columns) or 1

@@ -2,6 +2,8 @@ import csv
 import math
 from pathlib import Path
 
+import matplotlib
+
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.curves import Curves
 from nnunet_ssl.training.epoch_progress import EpochProgress
@@ -43,6 +45,16 @@ def test_run_writes_all_curves_and_keeps_them_in_the_checkpoint(tiny_dataset):
     resumed = make_trainer(dataset, MEAN_TEACHER, resume=True)
     resumed.load_checkpoint(f"{folder}/checkpoint_final.pth")
     assert resumed.curves.values["loss/supervised"] == trainer.curves.values["loss/supervised"]
+
+
+def test_fonts_that_nnunet_sets_do_not_reach_the_plot(tmp_path):
+    """Its logger scales all fonts of the process by 2.5, which overlaps every label of a small panel."""
+    curves = Curves()
+    curves.log(0, {"loss/supervised": 1.0})
+    curves.plot(tmp_path / "before.png", "run")
+    with matplotlib.rc_context({"font.size": 30.0, "axes.labelsize": 30.0}):
+        curves.plot(tmp_path / "after.png", "run")
+    assert (tmp_path / "before.png").read_bytes() == (tmp_path / "after.png").read_bytes()
 
 
 def test_dice_of_the_student_is_that_of_its_own_validation(tiny_dataset):
