@@ -5,13 +5,14 @@ import importlib
 import sys
 
 VERBS = {
+    "demo": "see in minutes what it does, on synthetic scans",
     "preprocess": "preprocess the unlabeled images of a data set (a training does it on first use)",
     "doctor": "check whether a training can start, and say how to mend what is wrong",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `nnunet_ssl VERB ...` and return its exit code: 0 done, 1 not all is well, 2 wrong use."""
+    """Run `nnunet_ssl VERB ...` and return its exit code: 0 done, 1 not all is well, 2 wrong use, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="nnunet_ssl", description="Semi-supervised training for nnU-Net v2.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     modules = {}
@@ -21,6 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return modules[options.verb].run(options)
+    except KeyboardInterrupt:
+        print(f"nnunet_ssl {options.verb}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
         print(f"nnunet_ssl {options.verb}: {error}", file=sys.stderr)
         return 1 if isinstance(error, RuntimeError) else 2
