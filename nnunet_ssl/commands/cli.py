@@ -6,7 +6,10 @@ import sys
 
 VERBS = {
     "demo": "see in minutes what it does, on synthetic scans",
+    "convert": "convert a public benchmark to nnU-Net's format",
+    "split": "divide cases into labeled, unlabeled and validation: published splits, or by patient",
     "preprocess": "preprocess the unlabeled images of a data set (a training does it on first use)",
+    "hc": "measure head circumferences in predicted masks of fetal ultrasound",
     "doctor": "check whether a training can start, and say how to mend what is wrong",
 }
 

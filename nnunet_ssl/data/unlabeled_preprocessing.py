@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import re
 import shutil
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,12 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
+from nnunet_ssl.data.image_files import refuse_damaged_nifti
 from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, read_json, write_json_atomically
 
 FAULTS_OF_THE_MACHINE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # no fault of the image: try again
@@ -231,7 +230,7 @@ def _preprocess_into(folder: Path, job: UnlabeledPreprocessing, case: str, files
     if len(files) > len(names):
         raise WrongChannelCountError(_channel_problem(len(files), names))
     for file in files:
-        _refuse_damaged_nifti(file)
+        refuse_damaged_nifti(file)
     plans = PlansManager(job.plans)
     configuration = plans.get_configuration(job.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
@@ -243,17 +242,6 @@ def _preprocess_into(folder: Path, job: UnlabeledPreprocessing, case: str, files
     if not np.isfinite(image).all():
         raise ValueError("the image holds values that are not finite (NaN or infinite)")
     return content_of(image)
-
-
-def _refuse_damaged_nifti(file: Path) -> None:
-    """Read a NIfTI file to its end: the reader most data sets use fills what is missing with zeros, without a word."""
-    if file.name.endswith((".nii", ".nii.gz")):
-        try:
-            np.asanyarray(nibabel.load(file).dataobj)
-        except (OSError, ValueError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-            if getattr(error, "errno", None) is not None:
-                raise
-            raise ValueError(f"{file.name} is cut off or damaged ({' '.join(str(error).split())})") from error
 
 
 def _channel_names(dataset_json: dict) -> list[str]:

@@ -1,0 +1,78 @@
+"""Ellipses fitted to masks: of the fetal head, whose circumference is what the clinic measures."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ellipe
+from skimage.measure import EllipseModel, find_contours
+from skimage.measure import label as connected_components
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """An ellipse in pixels, or in mm after `scaled`.
+
+    Attributes:
+        center_x: along the columns; the middle of the first pixel is 0.
+        center_y: along the rows.
+        semi_axis_a: the longer one.
+        semi_axis_b: the shorter one.
+        angle_rad: of the longer axis from the x axis towards the y axis, in [0, π).
+    """
+
+    center_x: float
+    center_y: float
+    semi_axis_a: float
+    semi_axis_b: float
+    angle_rad: float
+
+    def circumference(self) -> float:
+        """Return 4 a E(1 - b²/a²), E the complete elliptic integral of the second kind."""
+        return float(4 * self.semi_axis_a * ellipe(1 - (self.semi_axis_b / self.semi_axis_a) ** 2))
+
+    def scaled(self, factor: float) -> "Ellipse":
+        """Return it with all lengths multiplied, for example by the pixel size in mm."""
+        lengths = (self.center_x, self.center_y, self.semi_axis_a, self.semi_axis_b)
+        return Ellipse(*(length * factor for length in lengths), self.angle_rad)
+
+    def filled(self, shape: tuple[int, int]) -> np.ndarray:
+        """Return a mask `(Y, X)`, bool: the pixels whose middle is inside."""
+        y, x = np.mgrid[: shape[0], : shape[1]]
+        dx, dy = x - self.center_x, y - self.center_y
+        cosine, sine = math.cos(self.angle_rad), math.sin(self.angle_rad)
+        along, across = cosine * dx + sine * dy, cosine * dy - sine * dx
+        return (along / self.semi_axis_a) ** 2 + (across / self.semi_axis_b) ** 2 <= 1
+
+
+def fit_ellipse(x: np.ndarray, y: np.ndarray) -> Ellipse:
+    """Return the ellipse that fits points `(N,)` best, by least squares of the algebraic distance.
+
+    Raises:
+        ValueError: the points lie on no ellipse.
+    """
+    model = EllipseModel.from_estimate(np.column_stack([x, y]))
+    if not model:
+        raise ValueError("the points lie on no ellipse")
+    (center_x, center_y), (a, b), angle = model.center, model.axis_lengths, model.theta
+    if b > a:
+        a, b, angle = b, a, angle + math.pi / 2
+    return Ellipse(float(center_x), float(center_y), float(a), float(b), float(angle % math.pi))
+
+
+def ellipse_of_mask(mask: np.ndarray) -> Ellipse:
+    """Return the ellipse that fits the border of a mask's largest connected part.
+
+    Args:
+        mask: `(Y, X)`, bool. Its border runs between the pixels inside and those outside.
+
+    Raises:
+        ValueError: the mask is empty, or its border no ellipse.
+    """
+    parts = connected_components(mask)
+    if parts.max() == 0:
+        raise ValueError("the mask is empty")
+    largest = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    contours = find_contours(np.pad(largest, 1).astype(float), 0.5)
+    outer = max(contours, key=len) - 1
+    return fit_ellipse(outer[:, 1], outer[:, 0])

@@ -1,0 +1,161 @@
+"""Divide the cases of a data set into labeled, unlabeled and validation, and write splits_final.json.
+
+  nnunet_ssl split 27 --protocol acdc-7            a published split
+  nnunet_ssl split 27 --labeled 10% --folds 5      a seeded one, patient by patient
+  nnunet_ssl split 27 --unhide                     bring hidden labels back
+
+With --hide the labels of the unlabeled cases move to labelsHidden and their images to imagesUn, so that planning and
+preprocessing cannot see them; run nnUNetv2_plan_and_preprocess afterwards.
+"""
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnunet_ssl.splits.make_splits import Split
+
+PATIENT = "patient"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("dataset", metavar="DATASET", help="data set: id or name")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--protocol", metavar="NAME", help="a published split, for example acdc-7")
+    what.add_argument("--labeled", metavar="N|P%", help="patients labeled in each fold, or a share of them")
+    what.add_argument("--unhide", action="store_true", help="bring hidden labels back")
+    parser.add_argument("--allow-missing", action="store_true", help="with --protocol: of a partial copy of the data")
+    parser.add_argument("--add-imagesUn", action="store_true", help="with --protocol: also all other cases of imagesUn")
+    parser.add_argument("--seed", type=int, default=0, help="with --labeled (default: 0)")
+    parser.add_argument("--folds", type=int, default=5, help="with --labeled (default: 5)")
+    parser.add_argument(
+        "--group-by",
+        default=PATIENT,
+        metavar="REGEX|patient",
+        help="with --labeled: what stays together, the first group of a regular expression in the case id (default: "
+        "patient, as dataset.json's patient_pattern says; without that every case for itself)",
+    )
+    parser.add_argument("--hide", action="store_true", help="hide the labels of the unlabeled cases")
+    parser.add_argument("--overwrite", action="store_true", help="replace another split; a dated copy is kept")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the split, write it, hide what is to be hidden, and say what each fold holds."""
+    from nnunet_ssl.commands.preprocess import check_environment, dataset_name
+    from nnunet_ssl.splits.hiding import hide, unhide
+    from nnunet_ssl.splits.make_splits import check_disjoint, write_splits
+
+    check_environment()
+    name = dataset_name(options.dataset)
+    raw = Path(os.environ["nnUNet_raw"], name)
+    if not (raw / "dataset.json").exists():
+        raise ValueError(f"there is no {raw / 'dataset.json'}")
+    if options.unhide:
+        print(f"{len(unhide(raw))} labels are back in {raw / 'labelsTr'}")
+        return 0
+    splits, group_of = by_protocol(raw, options) if options.protocol else at_random(raw, options)
+    if options.hide and any(split.unlabeled != splits[0].unlabeled for split in splits):
+        raise ValueError("--hide needs the same unlabeled cases in every fold: take a --protocol")
+    for split in splits:
+        check_disjoint(split, group_of)
+    file = Path(os.environ["nnUNet_preprocessed"], name, "splits_final.json")
+    copy = write_splits(file, splits, options.overwrite)
+    print(*describe(splits, group_of), sep="\n")
+    print(f"written: {file}" + (f"; the one before: {copy.name}" if copy else ""))
+    if options.hide:
+        print(f"{len(hide(raw, splits[0].unlabeled))} labels hidden in {raw / 'labelsHidden'}")
+        print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset} --verify_dataset_integrity")
+    return 0
+
+
+def by_protocol(raw: Path, options: argparse.Namespace) -> tuple[list["Split"], dict[str, str]]:
+    """Return the published split, and the unit of each case."""
+    from nnunet_ssl.splits.make_splits import Split, missing_units, some, split_by_protocol
+    from nnunet_ssl.splits.protocols import benchmark_of
+
+    benchmark = benchmark_of(options.protocol)
+    labeled, unlabeled = cases_in(raw)
+    cases = sorted({*labeled, *unlabeled})
+    if missing := missing_units(benchmark, cases) if options.allow_missing else []:
+        print(f"missing here, {len(missing)} of {options.protocol}: {', '.join(missing)}")
+    split = split_by_protocol(cases, benchmark, options.protocol, options.allow_missing)
+    pattern = re.compile(benchmark.unit_pattern)
+    group_of = {case: match[1] if (match := pattern.search(case)) else case for case in cases}
+    patients = {group_of[case] for case in split.val}
+    if options.add_imagesUn:
+        added = [case for case in unlabeled if group_of[case] not in patients and case not in split.train]
+        split = Split(split.train, split.val, sorted({*split.unlabeled, *added}))
+    without_label = sorted(set(split.train + split.val) - set(labeled))
+    if without_label:
+        raise ValueError(
+            f"{some(without_label)}: to be labeled or validated on, but without a label in labelsTr: --unhide"
+        )
+    print(f"{options.protocol}: {benchmark.source}")
+    if split.val == split.train:
+        print("This benchmark has no validation set: val is the labeled cases, so score on imagesTs only.")
+    unused = sorted(set(cases) - {*split.train, *split.val, *split.unlabeled})
+    if unused:
+        print(f"not in this split, {len(unused)} cases: {some(unused)}")
+    return [split], group_of
+
+
+def at_random(raw: Path, options: argparse.Namespace) -> tuple[list["Split"], dict[str, str]]:
+    """Return a seeded split, and the group of each case."""
+    from nnunet_ssl.splits.label_values import classes_of_cases
+    from nnunet_ssl.splits.make_splits import group_by, split_at_random
+
+    labeled, unlabeled = cases_in(raw)
+    if not labeled:
+        raise ValueError(f"there is no labeled case in {raw / 'labelsTr'}")
+    pattern = options.group_by
+    if pattern == PATIENT:
+        from batchgenerators.utilities.file_and_folder_operations import load_json
+
+        pattern = load_json(str(raw / "dataset.json")).get("patient_pattern", r"^(.+)$")
+        print(f"grouped by {pattern!r}")
+    group_of = group_by([*labeled, *unlabeled], pattern)
+    splits = split_at_random(
+        group_of, classes_of_cases(raw), number_or_share(options.labeled), options.folds, options.seed, unlabeled
+    )
+    return splits, group_of
+
+
+def number_or_share(text: str) -> int | float:
+    """Return "7" as 7 and "10%" as 0.1.
+
+    Raises:
+        ValueError: it is neither a whole number from 1 on nor a share up to 100 %.
+    """
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", text)
+    value = int(match[1]) if match and match[1] else float(match[2]) / 100 if match else 0
+    if not value or (isinstance(value, float) and value > 1):
+        raise ValueError(f"--labeled is a number of patients or a share such as 10%, got {text!r}")
+    return value
+
+
+def cases_in(raw: Path) -> tuple[list[str], list[str]]:
+    """Return the ids of the cases with a label, and of those in imagesUn."""
+    from nnunet_ssl.splits.hiding import file_ending
+
+    ending = file_ending(raw)
+    labeled = {file.name.removesuffix(ending) for file in (raw / "labelsTr").glob(f"*{ending}")}
+    unlabeled = {file.name.removesuffix(ending)[:-5] for file in (raw / "imagesUn").glob(f"*{ending}")}
+    return sorted(labeled), sorted(unlabeled)
+
+
+def describe(splits: list["Split"], group_of: dict[str, str]) -> list[str]:
+    """Return one line for each fold: cases and patients, and the hash that a training's log shows too."""
+    from dataclasses import asdict
+
+    from nnunet_ssl.splits.make_splits import digest
+
+    lines = []
+    for fold, split in enumerate(splits):
+        parts = {"labeled": split.train, "unlabeled": split.unlabeled, "validation": split.val}
+        counts = [f"{name} {len(cases)} ({len({group_of[c] for c in cases})})" for name, cases in parts.items()]
+        lines.append(f"fold {fold}: {', '.join(counts)} cases (groups), hash {digest(asdict(split))}")
+    return lines

@@ -1,0 +1,1 @@
+"""What the converters in `dataset_conversion/` share: writing nnU-Net's raw format, and their command line."""

@@ -1,0 +1,45 @@
+"""The command line that all converters have."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from nnunet_ssl.conversion.raw_dataset import Role
+
+
+def conversion_parser(name: str, description: str | None, dataset_id: int) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of every converter: -i, -d, -np, --overwrite."""
+    parser = argparse.ArgumentParser(
+        prog=f"nnunet_ssl convert {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-i", required=True, type=Path, dest="source", metavar="FOLDER", help="as downloaded")
+    parser.add_argument(
+        "-d", type=int, default=dataset_id, dest="dataset_id", metavar="ID", help=f"default: {dataset_id}"
+    )
+    parser.add_argument("-np", type=int, default=2, dest="num_processes", metavar="N", help="processes (default: 2)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set converted before")
+    return parser
+
+
+def run_conversion(
+    convert: Callable[..., Path], parser: argparse.ArgumentParser, arguments: list[str] | None = None
+) -> int:
+    """Convert as the command line says, and return the exit code: 0 done, 2 with one sentence that says why not."""
+    options = parser.parse_args(arguments)
+    try:
+        if not options.source.is_dir():
+            raise ValueError(f"{options.source} is no folder")
+        if options.num_processes < 1:
+            raise ValueError(f"-np is a number of processes, at least 1, got {options.num_processes}")
+        folder = convert(**vars(options))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    counts = {role: len({f.name[:-12] for f in folder.glob(f"images{role}/*")}) for role in Role}
+    print(
+        f"{folder}: {counts[Role.LABELED]} labeled cases, {counts[Role.TEST]} for testing, "
+        f"{counts[Role.UNLABELED]} unlabeled\nnext: nnunet_ssl split {options.dataset_id} --help\n"
+        f"      nnUNetv2_plan_and_preprocess -d {options.dataset_id} --verify_dataset_integrity"
+    )
+    return 0

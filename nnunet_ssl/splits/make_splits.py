@@ -1,0 +1,228 @@
+"""Dividing cases into labeled, unlabeled and validation, by patient, and writing nnU-Net's splits_final.json."""
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from nnunet_ssl.splits.protocols import Benchmark
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fold, as it stands in splits_final.json: case ids, sorted."""
+
+    train: list[str]
+    val: list[str]
+    unlabeled: list[str]
+
+
+def digest(split: Mapping[str, Sequence[str]]) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of a fold's three lists, whatever their order."""
+    lists = {name: sorted(split.get(name) or []) for name in ("train", "val", "unlabeled")}
+    return hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def group_by(cases: Iterable[str], pattern: str) -> dict[str, str]:
+    """Return the group of each case: what the pattern's first group (or, without one, its match) is in the id.
+
+    Raises:
+        ValueError: the pattern is no regular expression, or does not occur in a case's id.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    groups = {}
+    for case in cases:
+        match = compiled.search(case)
+        if match is None:
+            raise ValueError(f"the pattern {pattern!r} does not occur in the case id {case}")
+        groups[case] = match[1] if compiled.groups else match[0]
+    return groups
+
+
+def split_by_protocol(cases: Sequence[str], benchmark: Benchmark, protocol: str, allow_missing: bool = False) -> Split:
+    """Return the published split, for the cases that there are.
+
+    Where the benchmark has no validation set, the labeled cases are validated on, because nnU-Net needs some.
+
+    Args:
+        cases: ids of all cases for training, labeled or not.
+        benchmark: its lists.
+        protocol: for example "acdc-7".
+        allow_missing: whether units of the lists may have no case here.
+
+    Raises:
+        ValueError: units of the lists have no case here; a test unit has one; no labeled case is left.
+    """
+    of_unit = defaultdict(list)
+    for case in cases:
+        if match := re.search(benchmark.unit_pattern, case):
+            of_unit[match[1]].append(case)
+    tests = [unit for unit in benchmark.test if unit in of_unit]
+    if tests:
+        raise ValueError(f"{some(tests)}: of the published test set, but in imagesTr or imagesUn: move to imagesTs")
+    absent = missing_units(benchmark, cases)
+    if absent and not allow_missing:
+        raise ValueError(f"{len(absent)} of {protocol} are not here: {some(absent)}; --allow-missing goes on without")
+    number = benchmark.labeled[protocol]
+    labeled, unlabeled, validation = (
+        sorted(case for unit in units for case in of_unit[unit])
+        for units in (benchmark.train[:number], benchmark.train[number:], benchmark.validation)
+    )
+    if not labeled:
+        raise ValueError(f"none of the labeled cases of {protocol} is here: {some(benchmark.train[:number])}")
+    return Split(labeled, validation or labeled, unlabeled)
+
+
+def missing_units(benchmark: Benchmark, cases: Sequence[str]) -> list[str]:
+    """Return the units for training and validation of which there is no case."""
+    here = {match[1] for case in cases if (match := re.search(benchmark.unit_pattern, case))}
+    return [unit for unit in (*benchmark.train, *benchmark.validation) if unit not in here]
+
+
+def split_at_random(
+    group_of: Mapping[str, str],
+    classes_of: Mapping[str, frozenset[int]],
+    labeled: int | float,
+    folds: int = 5,
+    seed: int = 0,
+    without_label: Iterable[str] = (),
+) -> list[Split]:
+    """Return a cross-validation whose training parts are divided into labeled and unlabeled, group by group.
+
+    With the same seed the labeled groups of a smaller number are among those of a larger one, and all classes that
+    occur in a fold's training part occur in its labeled part.
+
+    Args:
+        group_of: the group (patient) of every case, labeled or not.
+        classes_of: the label values in every case that has labels.
+        labeled: how many groups are labeled; a fraction below 1 is a share of the training groups.
+        folds: of the cross-validation.
+        seed: of every choice.
+        without_label: cases without label file; those of validation patients are left out.
+
+    Raises:
+        ValueError: more folds than groups; fewer than one labeled group, or no more than suffice for all classes.
+    """
+    with_label: dict[str, list[str]] = defaultdict(list)
+    for case in sorted(classes_of):
+        with_label[group_of[case]].append(case)
+    groups = sorted(with_label)
+    if not 2 <= folds <= len(groups):
+        raise ValueError(
+            f"--folds is from 2 to the number of groups (patients) with labels, {len(groups)}: got {folds}"
+        )
+    splits = []
+    for fold, halves in enumerate(generate_crossval_split(groups, seed=seed, n_splits=folds)):
+        training, validation = [str(g) for g in halves["train"]], {str(g) for g in halves["val"]}
+        classes = {g: frozenset().union(*(classes_of[case] for case in with_label[g])) for g in training}
+        order = covering_order(training, classes, np.random.default_rng((seed, fold)))
+        number = count_of(labeled, len(training))
+        refuse_missing_classes(order[:number], classes, number)
+        chosen = set(order[:number])
+        splits.append(
+            Split(
+                train=sorted(case for g in chosen for case in with_label[g]),
+                val=sorted(case for g in validation for case in with_label[g]),
+                unlabeled=sorted(
+                    [case for g in training if g not in chosen for case in with_label[g]]
+                    + [case for case in without_label if group_of[case] not in validation]
+                ),
+            )
+        )
+    return splits
+
+
+def count_of(labeled: int | float, available: int) -> int:
+    """Return a number of groups: itself, or that share of those available, rounded, at least 1.
+
+    Raises:
+        ValueError: not between 1 and all but one.
+    """
+    number = max(1, round(labeled * available)) if isinstance(labeled, float) else labeled
+    if not 1 <= number <= available:
+        raise ValueError(f"--labeled is from 1 to {available} groups (patients) of a training part, got {number}")
+    return number
+
+
+def covering_order(groups: Sequence[str], classes: Mapping[str, frozenset[int]], rng: np.random.Generator) -> list[str]:
+    """Return the groups in random order, but with the fewest that hold all classes first."""
+    order = [groups[index] for index in rng.permutation(len(groups))]
+    wanted = frozenset().union(*classes.values())
+    # Breadth first over the sets of classes reached: the first cover found has the fewest groups.
+    reached: dict[frozenset[int], list[str]] = {frozenset(): []}
+    first_of = {held: group for group in reversed(order) if (held := classes[group])}
+    front = [frozenset()]
+    while front and wanted not in reached:
+        following = []
+        for have in front:
+            for held, group in first_of.items():
+                if (more := have | held) not in reached:
+                    reached[more] = [*reached[have], group]
+                    following.append(more)
+        front = following
+    cover = reached[wanted]
+    return cover + [group for group in order if group not in set(cover)]
+
+
+def refuse_missing_classes(labeled: Sequence[str], classes: Mapping[str, frozenset[int]], number: int) -> None:
+    """Raise a ValueError if the labeled groups lack a class that the training part has."""
+    wanted = frozenset().union(*classes.values())
+    lacking = wanted - frozenset().union(*(classes[group] for group in labeled))
+    if lacking:
+        raise ValueError(
+            f"no {number} labeled groups (patients) hold all classes {sorted(wanted)}, {sorted(lacking)} would be "
+            "missing: take more with --labeled"
+        )
+
+
+def check_disjoint(split: Split, group_of: Mapping[str, str]) -> None:
+    """Raise a ValueError if a group stands both in validation and in labeled or unlabeled, or a case in two lists.
+
+    Labeled cases that are all of the validation cases, as where a benchmark has none of its own, are let through.
+    """
+    unlabeled, validation = ({group_of[case] for case in cases} for cases in (split.unlabeled, split.val))
+    labeled = {group_of[case] for case in split.train} if split.val != split.train else set()
+    shared = sorted((labeled | unlabeled) & validation)
+    if shared:
+        raise ValueError(f"{some(shared)}: on the validation side and on the training side of one fold")
+    both = sorted(set(split.train) & set(split.unlabeled))
+    if both:
+        raise ValueError(f"{some(both)}: both labeled and unlabeled in one fold")
+
+
+def write_splits(file: Path, splits: Sequence[Split], overwrite: bool = False) -> Path | None:
+    """Write splits_final.json; return where a copy of the one it replaces was put, if there was one.
+
+    Raises:
+        ValueError: there is one with other content, and `overwrite` is not set.
+    """
+    content = [asdict(split) for split in splits]
+    copy = None
+    if file.exists():
+        if json.loads(file.read_text()) == content:
+            return None
+        if not overwrite:
+            raise ValueError(f"{file} exists with another split: replace it with --overwrite (a copy is kept)")
+        copy = file.with_name(f"{file.stem}_until_{datetime.now():%Y-%m-%d_%H%M%S}.json")
+        copy.write_bytes(file.read_bytes())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(file)
+    return copy
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
