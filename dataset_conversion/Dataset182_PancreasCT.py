@@ -8,8 +8,8 @@ Two layouts are understood, both with `label0001.nii.gz` somewhere below the sam
 The published preprocessing crops every scan around its ground truth, those of the test cases too, so that all published
 figures rest on a part of the answer. Nothing is cropped here.
 
-The headers of labels and images need not agree on the directions of the axes. Labels are taken on the image's grid, and
-turned over along y or z where that puts clearly more of the pancreas into soft tissue; each one that is turned is named.
+The headers of labels and images need not agree on the directions of the axes. Labels are taken on the image's grid,
+turned over along y or z where that puts clearly more of the pancreas into soft tissue; each one turned is named.
 
 The 20 test cases of the published split with 62 for training go to imagesTs and labelsTs.
 """

@@ -1,9 +1,9 @@
 """HC18: fetal head in ultrasound, 2-D, with the pixel size of each image.
 
-Understood is the challenge's layout: `training_set/{000_HC.png, 000_HC_Annotation.png, ...}`, `test_set/*.png` and the two
-CSV files with pixel sizes. The annotations are thin ellipse outlines: they are filled, and those that are not closed,
-because the head leaves the image, are filled with the ellipse fitted to them. The mask covers the outline. An outline
-whose circumference differs from the CSV's by more than 3 % is reported.
+Understood is the challenge's layout: `training_set/{000_HC.png, 000_HC_Annotation.png, ...}`, `test_set/*.png` and the
+two CSV files with pixel sizes. The annotations are thin ellipse outlines: they are filled, and those that are not
+closed, because the head leaves the image, are filled with the ellipse fitted to them. The mask covers the outline. An
+outline whose circumference differs from the CSV's by more than 3 % is reported.
 
 `test_set` has no annotations: it goes to imagesUn, as `011_HC_test` because training_set has its own `011_HC`, or with
 --test-as-test to imagesTs. `010_HC` and `010_2HC` are of one patient: the number is the patient.

@@ -1,9 +1,9 @@
 """BraTS 2019: brain tumours in MRI.
 
 Understood are the folders `HGG/` and `LGG/` with `<ID>/<ID>_{flair,t1,t1ce,t2,seg}.nii[.gz]`, also inside
-`MICCAI_BraTS_2019_Data_Training/`. As in the semi-supervised literature the image is FLAIR alone and the label the whole
-tumour; with --regions nnU-Net's three regions, with --all-channels all four images. Labels are renumbered as nnU-Net
-does for BraTS: edema 1 (2 in the source), necrosis and non-enhancing core 2 (1), enhancing tumour 3 (4).
+`MICCAI_BraTS_2019_Data_Training/`. As in the semi-supervised literature the image is FLAIR alone and the label the
+whole tumour; with --regions nnU-Net's three regions, with --all-channels all four images. Labels are renumbered as
+nnU-Net does for BraTS: edema 1 (2 in the source), necrosis and non-enhancing core 2 (1), enhancing tumour 3 (4).
 
 The 60 test cases of the published split go to imagesTs and labelsTs.
 """

@@ -22,6 +22,6 @@ def classes_of_cases(dataset: Path) -> dict[str, frozenset[int]]:
     files = sorted((dataset / "labelsTr").glob(f"*{ending}"))
     classes = {}
     for file in tqdm(files, desc="Reading labels"):
-        values = np.unique(SimpleITK.GetArrayViewFromImage(read_image(file)))
+        values = np.unique(SimpleITK.GetArrayFromImage(read_image(file)))
         classes[file.name.removesuffix(ending)] = frozenset(int(value) for value in values if value not in no_class)
     return classes

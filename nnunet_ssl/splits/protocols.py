@@ -1,4 +1,4 @@
-"""The splits on which benchmarks of the field are published, and ours where none was, as lists in `protocols/*.json`."""
+"""The splits on which the field publishes, and ours where there was none: lists in `protocols/*.json`."""
 
 import json
 from dataclasses import dataclass
