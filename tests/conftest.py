@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_ssl.data.unlabeled_preprocessing import folder_of
 
 DATASET = "Dataset999_Tiny"
+SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"  # real data, where they are at hand
 torch.set_num_threads(1)
 
 

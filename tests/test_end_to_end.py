@@ -15,8 +15,9 @@ import pytest
 import SimpleITK
 import torch
 
+from tests.conftest import SHARED_DATA
+
 TRAINER = "nnUNetTrainerMeanTeacher"
-SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 SHORT = "num_epochs=2 num_iterations_per_epoch=2 num_val_iterations_per_epoch=1 seed=1"
 
 

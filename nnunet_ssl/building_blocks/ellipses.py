@@ -51,8 +51,9 @@ def fit_ellipse(x: np.ndarray, y: np.ndarray) -> Ellipse:
     Raises:
         ValueError: the points lie on no ellipse.
     """
-    model = EllipseModel.from_estimate(np.column_stack([x, y]))
-    if not model:
+    with np.errstate(all="ignore"):  # what is no ellipse is told below
+        model = EllipseModel.from_estimate(np.column_stack([x, y]))
+    if not model or not np.isfinite([*model.center, *model.axis_lengths, model.theta]).all():
         raise ValueError("the points lie on no ellipse")
     (center_x, center_y), (a, b), angle = model.center, model.axis_lengths, model.theta
     if b > a:

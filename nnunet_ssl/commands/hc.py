@@ -77,7 +77,7 @@ def measure(file: Path, label: int) -> "Ellipse":
     if mask.ndim != 2:
         raise ValueError(f"{file} has more than one slice")
     if abs(width / height - 1) > 1e-3:
-        raise ValueError(f"{file}: its pixels are {width} by {height} mm, expected square ones")
+        raise ValueError(f"{file}: its pixels are {width:.4g} by {height:.4g} mm, expected square ones")
     try:
         return ellipse_of_mask(mask).scaled(width)
     except ValueError as error:

@@ -79,25 +79,26 @@ def by_protocol(raw: Path, options: argparse.Namespace) -> tuple[list["Split"], 
 
     benchmark = benchmark_of(options.protocol)
     labeled, unlabeled = cases_in(raw)
-    cases = sorted({*labeled, *unlabeled})
+    pattern = re.compile(benchmark.unit_pattern)
+    group_of = {case: m[1] if (m := pattern.search(case)) else case for case in (*labeled, *unlabeled)}
+    annotated = {*labeled, *hidden_cases(raw)}
+    units = {group_of.get(case) for case in annotated}
+    # Of a unit with annotated cases, further images, such as other cardiac phases, are no part of the published split.
+    cases = sorted({*annotated, *(case for case in unlabeled if group_of[case] not in units)})
     if missing := missing_units(benchmark, cases) if options.allow_missing else []:
         print(f"missing here, {len(missing)} of {options.protocol}: {', '.join(missing)}")
     split = split_by_protocol(cases, benchmark, options.protocol, options.allow_missing)
-    pattern = re.compile(benchmark.unit_pattern)
-    group_of = {case: match[1] if (match := pattern.search(case)) else case for case in cases}
     patients = {group_of[case] for case in split.val}
     if options.add_imagesUn:
         added = [case for case in unlabeled if group_of[case] not in patients and case not in split.train]
         split = Split(split.train, split.val, sorted({*split.unlabeled, *added}))
     without_label = sorted(set(split.train + split.val) - set(labeled))
     if without_label:
-        raise ValueError(
-            f"{some(without_label)}: to be labeled or validated on, but without a label in labelsTr: --unhide"
-        )
+        raise ValueError(f"{some(without_label)}: needed with a label, but there is none in labelsTr: --unhide")
     print(f"{options.protocol}: {benchmark.source}")
     if split.val == split.train:
         print("This benchmark has no validation set: val is the labeled cases, so score on imagesTs only.")
-    unused = sorted(set(cases) - {*split.train, *split.val, *split.unlabeled})
+    unused = sorted({*labeled, *unlabeled} - {*split.train, *split.val, *split.unlabeled})
     if unused:
         print(f"not in this split, {len(unused)} cases: {some(unused)}")
     return [split], group_of
@@ -116,7 +117,7 @@ def at_random(raw: Path, options: argparse.Namespace) -> tuple[list["Split"], di
         from batchgenerators.utilities.file_and_folder_operations import load_json
 
         pattern = load_json(str(raw / "dataset.json")).get("patient_pattern", r"^(.+)$")
-        print(f"grouped by {pattern!r}")
+        print(f"grouped by the pattern {pattern} in the case ids")
     group_of = group_by([*labeled, *unlabeled], pattern)
     splits = split_at_random(
         group_of, classes_of_cases(raw), number_or_share(options.labeled), options.folds, options.seed, unlabeled
@@ -147,15 +148,22 @@ def cases_in(raw: Path) -> tuple[list[str], list[str]]:
     return sorted(labeled), sorted(unlabeled)
 
 
+def hidden_cases(raw: Path) -> list[str]:
+    """Return the ids of the cases whose labels are hidden."""
+    from nnunet_ssl.splits.hiding import file_ending
+
+    ending = file_ending(raw)
+    return sorted(file.name.removesuffix(ending) for file in (raw / "labelsHidden").glob(f"*{ending}"))
+
+
 def describe(splits: list["Split"], group_of: dict[str, str]) -> list[str]:
     """Return one line for each fold: cases and patients, and the hash that a training's log shows too."""
-    from dataclasses import asdict
-
-    from nnunet_ssl.splits.make_splits import digest
+    from nnunet_ssl.data.unlabeled_pool import split_digest
 
     lines = []
     for fold, split in enumerate(splits):
-        parts = {"labeled": split.train, "unlabeled": split.unlabeled, "validation": split.val}
-        counts = [f"{name} {len(cases)} ({len({group_of[c] for c in cases})})" for name, cases in parts.items()]
-        lines.append(f"fold {fold}: {', '.join(counts)} cases (groups), hash {digest(asdict(split))}")
+        parts = {"labeled": split.train, "validation": split.val, "unlabeled": split.unlabeled}
+        cases = ", ".join(f"{len(cases)} {name}" for name, cases in parts.items())
+        patients = ", ".join(str(len({group_of[case] for case in cases})) for cases in parts.values())
+        lines.append(f"fold {fold}: {cases} cases of {patients} patients; hash {split_digest(*parts.values())}")
     return lines

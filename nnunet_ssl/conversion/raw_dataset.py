@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -92,10 +93,9 @@ def write_raw_dataset(
         ValueError: the data set exists; its id is taken; two cases have one name; a case is damaged, has other label
             values than the data set, or labels of another size than its image.
     """
-    names = [case.name for case in cases]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"the source has more than one case {twice[0]}")
+    for name, number in Counter((case.name, case.role == Role.TEST) for case in cases).items():
+        if number > 1:
+            raise ValueError(f"the source has more than one case {name[0]}")
     folder = dataset_folder(dataset_id, description.name, overwrite)
     with staged(folder) as staging:
         for case in cases:

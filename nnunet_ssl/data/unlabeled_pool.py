@@ -1,7 +1,8 @@
 """Which unlabeled cases a fold trains on, and the guards that keep labeled cases out of them."""
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def unlabeled_cases_of_fold(splits_file: Path, fold: int | str) -> list[str] | N
     if fold == "all" or not splits_file.exists():
         return None
     return json.loads(splits_file.read_text())[fold].get("unlabeled")
+
+
+def split_digest(train: Iterable[str], validation: Iterable[str], unlabeled: Iterable[str]) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of a fold's three lists of cases, whatever their order."""
+    lists = json.dumps([sorted(cases) for cases in (train, validation, unlabeled)])
+    return hashlib.sha256(lists.encode()).hexdigest()[:12]
 
 
 def _available_cases(preprocessing: UnlabeledPreprocessing) -> list[str]:

@@ -1,6 +1,5 @@
 """Dividing cases into labeled, unlabeled and validation, by patient, and writing nnU-Net's splits_final.json."""
 
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -22,12 +21,6 @@ class Split:
     train: list[str]
     val: list[str]
     unlabeled: list[str]
-
-
-def digest(split: Mapping[str, Sequence[str]]) -> str:
-    """Return the first 12 hexadecimal digits of the SHA-256 of a fold's three lists, whatever their order."""
-    lists = {name: sorted(split.get(name) or []) for name in ("train", "val", "unlabeled")}
-    return hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def group_by(cases: Iterable[str], pattern: str) -> dict[str, str]:
@@ -118,9 +111,7 @@ def split_at_random(
         with_label[group_of[case]].append(case)
     groups = sorted(with_label)
     if not 2 <= folds <= len(groups):
-        raise ValueError(
-            f"--folds is from 2 to the number of groups (patients) with labels, {len(groups)}: got {folds}"
-        )
+        raise ValueError(f"--folds is from 2 to {len(groups)}, the groups (patients) with labels, got {folds}")
     splits = []
     for fold, halves in enumerate(generate_crossval_split(groups, seed=seed, n_splits=folds)):
         training, validation = [str(g) for g in halves["train"]], {str(g) for g in halves["val"]}

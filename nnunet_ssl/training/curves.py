@@ -11,6 +11,7 @@ import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
 
 matplotlib.use("agg")
 
@@ -25,6 +26,7 @@ PANELS = (
     ("Time of a step", "s (median of the epoch)", ("step_seconds",)),
 )
 LOGARITHMIC = ("Foreground by class",)
+SMALLEST_SHARE = 1e-4  # below it the axis is linear
 
 
 class Curves:
@@ -83,7 +85,9 @@ class Curves:
         axis.set(title=title, xlabel="epoch", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
         if title in LOGARITHMIC:
-            axis.set_yscale("symlog", linthresh=1e-4)
+            axis.set_yscale("symlog", linthresh=SMALLEST_SHARE)  # zero is on it: a class may vanish
+            axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=SMALLEST_SHARE, subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
         if names == ["step_seconds"]:
             axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)

@@ -30,7 +30,7 @@ from nnunet_ssl.data.loaders import (
     start_loader,
 )
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
-from nnunet_ssl.data.unlabeled_pool import RETRY, UnlabeledPool, collect_pool, unlabeled_cases_of_fold
+from nnunet_ssl.data.unlabeled_pool import RETRY, UnlabeledPool, collect_pool, split_digest, unlabeled_cases_of_fold
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
 from nnunet_ssl.training import distributed, reproducibility
 from nnunet_ssl.training.checkpoints import load_checkpoint_file, load_intact, previous_checkpoint, save_atomically
@@ -261,7 +261,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             unlabeled_cases_of_fold(dataset_folder / "splits_final.json", self.fold),
             lambda outdated: self._preprocess(preprocessing, outdated),
         )
-        self.print_to_log_file(f"Unlabeled cases: {len(pool.folders)}")
+        split = split_digest(train, validation, [*pool.folders, *pool.left_out])
+        self.print_to_log_file(f"Unlabeled cases: {len(pool.folders)}; hash of the split: {split}")
         for case, problem in pool.left_out.items():
             self.print_to_log_file(f"WARNING: unlabeled case {case} is left out: {problem}. {RETRY}")
         return pool

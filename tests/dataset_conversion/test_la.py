@@ -1,0 +1,78 @@
+import h5py
+import numpy as np
+import pytest
+
+from nnunet_ssl.dataset_conversion.Dataset128_LA import convert
+from nnunet_ssl.splits.protocols import load_benchmark
+from tests.conftest import SHARED_DATA
+from tests.dataset_conversion.conftest import (
+    assert_nothing_left,
+    check_integrity,
+    names,
+    random_labels,
+    random_volume,
+    read,
+    spacing_of,
+    write,
+)
+
+TRAIN, TEST = load_benchmark("la").train[0], load_benchmark("la").test[0]
+SPACING = (0.625,) * 3
+
+
+@pytest.fixture
+def challenge(source):
+    for seed, case in enumerate((TRAIN, TEST)):
+        folder = source / "Training Set" / case
+        write(random_labels(seed, tuple(range(256))), folder / "lgemri.nrrd")
+        write(random_labels(seed, (0, 255)), folder / "laendo.nrrd")
+    write(random_volume(9), source / "Testing Set" / "XYZ" / "lgemri.nrrd")
+    return source
+
+
+def test_challenge_folders(raw, challenge):
+    folder = convert(challenge, num_processes=1)
+    assert names(folder / "labelsTr") == [TRAIN]
+    assert names(folder / "labelsTs") == [TEST]
+    np.testing.assert_array_equal(read(folder / "labelsTr" / f"{TRAIN}.nii.gz"), random_labels(0, (0, 255)) // 255)
+    np.testing.assert_array_equal(
+        read(folder / "imagesTr" / f"{TRAIN}_0000.nii.gz"), random_labels(0, tuple(range(256)))
+    )
+    assert spacing_of(folder / "labelsTr" / f"{TRAIN}.nii.gz") == pytest.approx(SPACING)
+    check_integrity(folder)
+
+
+def test_hdf5_axes_are_x_y_z(raw, source):
+    image, label = random_volume(1, (12, 10, 4)), random_labels(1, (0, 1), (12, 10, 4))
+    (source / TRAIN).mkdir()
+    with h5py.File(source / TRAIN / "mri_norm2.h5", "w") as opened:
+        opened["image"], opened["label"] = image, label
+    folder = convert(source, num_processes=1)
+    voxels = read(folder / "imagesTr" / f"{TRAIN}_0000.nii.gz")
+    assert voxels.shape == (4, 10, 12)
+    assert voxels[3, 2, 1] == image[1, 2, 3]
+    np.testing.assert_array_equal(read(folder / "labelsTr" / f"{TRAIN}.nii.gz").T, label)
+    assert spacing_of(folder / "imagesTr" / f"{TRAIN}_0000.nii.gz") == pytest.approx(SPACING)
+
+
+def test_faults_are_named(raw, challenge, source):
+    labels = source / "Training Set" / TRAIN / "laendo.nrrd"
+    write(random_labels(0, (0, 7)), labels)
+    with pytest.raises(ValueError, match=r"laendo.nrrd: label values \[0, 7\], expected 0 and 255"):
+        convert(challenge, num_processes=1)
+    labels.unlink()
+    with pytest.raises(ValueError, match="laendo.nrrd is missing"):
+        convert(challenge, num_processes=1)
+    with pytest.raises(ValueError, match="no known layout of LA, expected Training Set"):
+        convert(source / "Testing Set")
+    assert_nothing_left(raw)
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real LA data are not here")
+def test_real_volumes(raw):
+    folder = convert(SHARED_DATA / "LA")
+    cases = names(folder / "labelsTr")
+    assert cases == sorted(load_benchmark("la").train[:20])
+    with h5py.File(SHARED_DATA / "LA" / "2018LA_Seg_Training Set" / TRAIN / "mri_norm2.h5") as opened:
+        np.testing.assert_array_equal(read(folder / "imagesTr" / f"{TRAIN}_0000.nii.gz").T, opened["image"][()])
+        np.testing.assert_array_equal(read(folder / "labelsTr" / f"{TRAIN}.nii.gz").T, opened["label"][()])

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import SimpleITK
+
+from nnunet_ssl.dataset_conversion.Dataset182_PancreasCT import convert
+from tests.dataset_conversion.conftest import (
+    assert_nothing_left,
+    check_integrity,
+    names,
+    read,
+    spacing_of,
+    write,
+)
+
+SPACING = (0.8, 0.8, 2.0)
+SHAPE = (6, 20, 24)
+TRAIN, TEST = "0002", "0001"  # of the published lists
+
+
+def abdomen() -> tuple[np.ndarray, np.ndarray]:
+    """Return air in HU, with soft tissue where the label is and nowhere else near its mirror images."""
+    image = np.full(SHAPE, -800, np.int16)
+    image += np.arange(SHAPE[0], dtype=np.int16)[:, None, None]
+    label = np.zeros(SHAPE, np.uint8)
+    label[1, 3:8, 4:12] = 1
+    image[label > 0] = 60
+    return image, label
+
+
+def write_dicom(image: np.ndarray, folder) -> None:
+    """Write a series whose files are in no order of position."""
+    folder.mkdir(parents=True)
+    for index, plane in enumerate(image):
+        slice_ = SimpleITK.GetImageFromArray(plane)
+        slice_.SetSpacing(SPACING[:2])
+        for tag, value in (
+            ("0008|0060", "CT"),
+            ("0020|000e", "1.2.826.0.1.3680043.2.1125.1"),
+            ("0020|000d", "1.2.826.0.1.3680043.2.1125"),
+            ("0008|0018", f"1.2.826.0.1.3680043.2.1125.1.{index + 1}"),
+            ("0020|0032", f"0\\0\\{index * SPACING[2]}"),
+            ("0020|0037", "1\\0\\0\\0\\1\\0"),
+            ("0020|0013", str(index)),
+            ("0018|0050", str(SPACING[2])),
+        ):
+            slice_.SetMetaData(tag, value)
+        writer = SimpleITK.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{(7 * index) % 10}.dcm"))
+        writer.Execute(slice_)
+
+
+@pytest.fixture
+def archive(source):
+    image, label = abdomen()
+    for number in (TRAIN, TEST):
+        write_dicom(image, source / "Pancreas-CT" / f"PANCREAS_{number}" / "study" / "series")
+        write(label, source / "TCIA_pancreas_labels" / f"label{number}.nii.gz", SPACING)
+    return source
+
+
+def test_dicom_folders(raw, archive):
+    folder = convert(archive, num_processes=1)
+    assert names(folder / "labelsTr") == [f"PANCREAS_{TRAIN}"]
+    assert names(folder / "labelsTs") == [f"PANCREAS_{TEST}"]
+    image, label = abdomen()
+    np.testing.assert_array_equal(read(folder / "imagesTr" / f"PANCREAS_{TRAIN}_0000.nii.gz"), image)
+    np.testing.assert_array_equal(read(folder / "labelsTr" / f"PANCREAS_{TRAIN}.nii.gz"), label)
+    assert spacing_of(folder / "imagesTr" / f"PANCREAS_{TRAIN}_0000.nii.gz") == pytest.approx(SPACING)
+    check_integrity(folder)
+
+
+@pytest.mark.parametrize(("axes", "said"), [((), None), ((1,), "y"), ((0,), "z"), ((0, 1), "y and z")])
+@pytest.mark.parametrize("name", ["PANCREAS_0002", "image0002"])
+def test_nifti_with_labels_in_any_direction(raw, source, axes, said, name, capsys):
+    image, label = abdomen()
+    write(image, source / f"{name}.nii.gz", SPACING)
+    write(np.ascontiguousarray(np.flip(label, axes)), source / "label0002.nii.gz", SPACING)
+    folder = convert(source, num_processes=1)
+    np.testing.assert_array_equal(read(folder / "labelsTr" / "PANCREAS_0002.nii.gz"), label)
+    expected = f"label0002.nii.gz: turned over along {said} to fit its image\n" if said else ""
+    assert capsys.readouterr().out == expected
+
+
+def no_label(tree):
+    (tree / "TCIA_pancreas_labels" / f"label{TRAIN}.nii.gz").unlink()
+
+
+def other_size(tree):
+    write(np.ones((6, 20, 23), np.uint8), tree / "TCIA_pancreas_labels" / f"label{TRAIN}.nii.gz", SPACING)
+
+
+def empty_label(tree):
+    write(np.zeros(SHAPE, np.uint8), tree / "TCIA_pancreas_labels" / f"label{TRAIN}.nii.gz", SPACING)
+
+
+def label_in_air(tree):
+    label = np.zeros(SHAPE, np.uint8)
+    label[3, 9:11, 20:22] = 1
+    write(label, tree / "TCIA_pancreas_labels" / f"label{TRAIN}.nii.gz", SPACING)
+
+
+def second_series(tree):
+    image = abdomen()[0]
+    write_dicom(image, tree / "Pancreas-CT" / f"PANCREAS_{TRAIN}" / "study" / "other")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (no_label, "label0002.nii.gz is missing, the label of .*PANCREAS_0002"),
+        (other_size, r"label0002.nii.gz has \(23, 20, 6\) voxels, its image .* \(24, 20, 6\)"),
+        (empty_label, "label0002.nii.gz is empty"),
+        (label_in_air, "label0002.nii.gz fits its image in no direction: 0% of it is soft tissue"),
+        (second_series, "PANCREAS_0002 holds 2 DICOM series, expected 1"),
+    ],
+)
+def test_faults_are_named_and_leave_nothing(raw, archive, damage, message):
+    damage(archive)
+    with pytest.raises(ValueError, match=message):
+        convert(archive, num_processes=1)
+    assert_nothing_left(raw)

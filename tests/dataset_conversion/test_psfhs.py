@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from nnunet_ssl.dataset_conversion.Dataset219_PSFHS import convert
+from tests.conftest import SHARED_DATA
+from tests.dataset_conversion.conftest import (
+    assert_nothing_left,
+    check_integrity,
+    names,
+    random_labels,
+    read,
+    write,
+)
+
+GRAY = random_labels(0, tuple(range(256)), (16, 18))
+LABELS = random_labels(1, (0, 1, 2), (16, 18))
+
+
+@pytest.fixture
+def tree(source):
+    for name in ("03744", "03745"):
+        write(np.stack([GRAY] * 3), source / "image_mha" / f"{name}.mha")
+        write(LABELS, source / "label_mha" / f"{name}.mha")
+    return source
+
+
+def test_one_of_three_equal_channels_is_kept(raw, tree):
+    folder = convert(tree, num_processes=1)
+    assert names(folder / "imagesTr") == ["03744_0000", "03745_0000"]
+    np.testing.assert_array_equal(read(folder / "imagesTr" / "03744_0000.nii.gz"), GRAY)
+    np.testing.assert_array_equal(read(folder / "labelsTr" / "03744.nii.gz"), LABELS)
+    check_integrity(folder)
+
+
+def different_channels(tree):
+    write(np.stack([GRAY, GRAY, GRAY // 2]), tree / "image_mha" / "03745.mha")
+
+
+def no_label(tree):
+    (tree / "label_mha" / "03745.mha").unlink()
+
+
+def no_image(tree):
+    (tree / "image_mha" / "03745.mha").unlink()
+
+
+def one_channel(tree):
+    write(GRAY, tree / "image_mha" / "03745.mha")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (different_channels, "03745.mha: its three channels differ"),
+        (no_label, "label_mha/03745.mha is missing"),
+        (no_image, "image_mha/03745.mha is missing"),
+        (one_channel, r"03745.mha has the shape \(16, 18\), expected three channels"),
+    ],
+)
+def test_faults_are_named_and_leave_nothing(raw, tree, damage, message):
+    damage(tree)
+    with pytest.raises(ValueError, match=message):
+        convert(tree, num_processes=1)
+    assert_nothing_left(raw)
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real PSFHS data are not here")
+def test_real_images(raw):
+    folder = convert(SHARED_DATA / "PSFHS")
+    assert len(names(folder / "labelsTr")) == 90
+    source = read(SHARED_DATA / "PSFHS" / "image_mha" / "04144.mha")
+    np.testing.assert_array_equal(read(folder / "imagesTr" / "04144_0000.nii.gz"), source[0])
+    np.testing.assert_array_equal(
+        read(folder / "labelsTr" / "04144.nii.gz"), read(SHARED_DATA / "PSFHS" / "label_mha" / "04144.mha")
+    )
