@@ -11,6 +11,7 @@ preprocessing cannot see them; run nnUNetv2_plan_and_preprocess afterwards.
 import argparse
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,28 +79,26 @@ def by_protocol(raw: Path, options: argparse.Namespace) -> tuple[list["Split"], 
     from nnunet_ssl.splits.protocols import benchmark_of
 
     benchmark = benchmark_of(options.protocol)
-    labeled, unlabeled = cases_in(raw)
+    here = RawCases.of(raw)
     pattern = re.compile(benchmark.unit_pattern)
-    group_of = {case: m[1] if (m := pattern.search(case)) else case for case in (*labeled, *unlabeled)}
-    annotated = {*labeled, *hidden_cases(raw)}
-    units = {group_of.get(case) for case in annotated}
-    # Of a unit with annotated cases, further images, such as other cardiac phases, are no part of the published split.
-    cases = sorted({*annotated, *(case for case in unlabeled if group_of[case] not in units)})
+    group_of = {case: m[1] if (m := pattern.search(case)) else case for case in here.all()}
+    # Further images of a unit with annotated cases, such as other cardiac phases, are no part of the published split.
+    units = {*(group_of[case] for case in (*here.labeled, *here.hidden)), *benchmark.test}
+    further = [case for case in here.unlabeled if group_of[case] in units and case not in here.hidden]
+    cases = [case for case in here.all() if case not in further]
     if missing := missing_units(benchmark, cases) if options.allow_missing else []:
         print(f"missing here, {len(missing)} of {options.protocol}: {', '.join(missing)}")
     split = split_by_protocol(cases, benchmark, options.protocol, options.allow_missing)
-    patients = {group_of[case] for case in split.val}
     if options.add_imagesUn:
-        added = [case for case in unlabeled if group_of[case] not in patients and case not in split.train]
+        kept_apart = {*(group_of[case] for case in split.val), *benchmark.test}
+        added = [case for case in here.unlabeled if group_of[case] not in kept_apart and case not in split.train]
         split = Split(split.train, split.val, sorted({*split.unlabeled, *added}))
-    without_label = sorted(set(split.train + split.val) - set(labeled))
-    if without_label:
+    if without_label := sorted({*split.train, *split.val} - set(here.labeled)):
         raise ValueError(f"{some(without_label)}: needed with a label, but there is none in labelsTr: --unhide")
     print(f"{options.protocol}: {benchmark.source}")
     if split.val == split.train:
         print("This benchmark has no validation set: val is the labeled cases, so score on imagesTs only.")
-    unused = sorted({*labeled, *unlabeled} - {*split.train, *split.val, *split.unlabeled})
-    if unused:
+    if unused := sorted(set(here.all()) - {*split.train, *split.val, *split.unlabeled}):
         print(f"not in this split, {len(unused)} cases: {some(unused)}")
     return [split], group_of
 
@@ -109,8 +108,8 @@ def at_random(raw: Path, options: argparse.Namespace) -> tuple[list["Split"], di
     from nnunet_ssl.splits.label_values import classes_of_cases
     from nnunet_ssl.splits.make_splits import group_by, split_at_random
 
-    labeled, unlabeled = cases_in(raw)
-    if not labeled:
+    here = RawCases.of(raw)
+    if not here.labeled:
         raise ValueError(f"there is no labeled case in {raw / 'labelsTr'}")
     pattern = options.group_by
     if pattern == PATIENT:
@@ -118,10 +117,11 @@ def at_random(raw: Path, options: argparse.Namespace) -> tuple[list["Split"], di
 
         pattern = load_json(str(raw / "dataset.json")).get("patient_pattern", r"^(.+)$")
         print(f"grouped by the pattern {pattern} in the case ids")
-    group_of = group_by([*labeled, *unlabeled], pattern)
-    splits = split_at_random(
-        group_of, classes_of_cases(raw), number_or_share(options.labeled), options.folds, options.seed, unlabeled
-    )
+    group_of = group_by([*here.all(), *here.test], pattern)
+    tested = {group_of[case] for case in here.test}
+    extra = [case for case in here.unlabeled if group_of[case] not in tested]
+    labeled = number_or_share(options.labeled)
+    splits = split_at_random(group_of, classes_of_cases(raw), labeled, options.folds, options.seed, extra)
     return splits, group_of
 
 
@@ -138,22 +138,30 @@ def number_or_share(text: str) -> int | float:
     return value
 
 
-def cases_in(raw: Path) -> tuple[list[str], list[str]]:
-    """Return the ids of the cases with a label, and of those in imagesUn."""
-    from nnunet_ssl.splits.hiding import file_ending
+@dataclass(frozen=True)
+class RawCases:
+    """The ids of a raw data set's cases: with a label, in imagesUn, with a hidden label (in both last), in imagesTs."""
 
-    ending = file_ending(raw)
-    labeled = {file.name.removesuffix(ending) for file in (raw / "labelsTr").glob(f"*{ending}")}
-    unlabeled = {file.name.removesuffix(ending)[:-5] for file in (raw / "imagesUn").glob(f"*{ending}")}
-    return sorted(labeled), sorted(unlabeled)
+    labeled: list[str]
+    unlabeled: list[str]
+    hidden: list[str]
+    test: list[str]
 
+    @classmethod
+    def of(cls, raw: Path) -> "RawCases":
+        """List the folders of a data set."""
+        from nnunet_ssl.splits.hiding import file_ending
 
-def hidden_cases(raw: Path) -> list[str]:
-    """Return the ids of the cases whose labels are hidden."""
-    from nnunet_ssl.splits.hiding import file_ending
+        ending = file_ending(raw)
+        folders = ("labelsTr", "imagesUn", "labelsHidden", "imagesTs")
+        names = [{file.name.removesuffix(ending) for file in (raw / name).glob(f"*{ending}")} for name in folders]
+        for index in (1, 3):  # images: without the number of the channel
+            names[index] = {name[:-5] for name in names[index]}
+        return cls(*map(sorted, names))
 
-    ending = file_ending(raw)
-    return sorted(file.name.removesuffix(ending) for file in (raw / "labelsHidden").glob(f"*{ending}"))
+    def all(self) -> list[str]:
+        """Return all cases that can be in a split."""
+        return sorted({*self.labeled, *self.unlabeled, *self.hidden})
 
 
 def describe(splits: list["Split"], group_of: dict[str, str]) -> list[str]:

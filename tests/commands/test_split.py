@@ -49,9 +49,21 @@ def test_published_split(acdc, capsys):
     assert "not in this split, 2 cases: patient028_frame05, patient099_frame05" in out
 
 
-def test_imagesun_is_added_without_validation_patients(acdc):
-    assert main(["split", "27", "--protocol", "acdc-7", "--add-imagesUn"]) == 0
+def test_imagesun_is_added_without_validation_and_test_patients(acdc):
+    (acdc / "imagesUn" / "patient011_frame05_0000.nii.gz").touch()
+    assert main(["split", "27", "--protocol", "acdc-7", "--add-imagesUn", "--allow-missing"]) == 0
     assert [case for case in splits_of(acdc)[0]["unlabeled"] if "frame05" in case] == ["patient099_frame05"]
+
+
+def test_phases_of_test_patients_are_left_out(acdc):
+    (acdc / "imagesTs").mkdir()
+    (acdc / "imagesTs" / "patient101_frame01_0000.nii.gz").touch()
+    for patient in ("patient101", "patient102"):
+        (acdc / "imagesUn" / f"{patient}_frame05_0000.nii.gz").touch()
+    assert main(["split", "27", "--labeled", "5"]) == 0
+    for split in splits_of(acdc):
+        assert "patient102_frame05" in split["unlabeled"]
+        assert "patient101_frame05" not in split["unlabeled"]
 
 
 def test_seeded_split_by_patient(acdc):
