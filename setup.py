@@ -75,6 +75,7 @@ setup(
         "nnunet_ssl.demonstration",
         "nnunet_ssl.discovery",
         "nnunet_ssl.discovery.shim",
+        "nnunet_ssl.evaluation",
         "nnunet_ssl.splits",
         "nnunet_ssl.training",
         "nnunet_ssl.trainers",
@@ -100,7 +101,7 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "setuptools>=77", "wheel>=0.43", "ruff>=0.9"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "monai>=1.4", "setuptools>=77", "wheel>=0.43", "ruff>=0.9"],
         "dev": ["pre-commit>=3.5", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["nnunet_ssl = nnunet_ssl.commands.cli:main"]},

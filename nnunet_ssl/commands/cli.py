@@ -9,6 +9,7 @@ VERBS = {
     "convert": "convert a public benchmark to nnU-Net's format",
     "split": "divide cases into labeled, unlabeled and validation: published splits, or by patient",
     "preprocess": "preprocess the unlabeled images of a data set (a training does it on first use)",
+    "evaluate": "measure predictions against references: overlap, surface distances in mm, volumes",
     "hc": "measure head circumferences in predicted masks of fetal ultrasound",
     "doctor": "check whether a training can start, and say how to mend what is wrong",
 }

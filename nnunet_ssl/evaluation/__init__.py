@@ -1,0 +1,1 @@
+"""Measuring predictions against references, and showing the result."""
