@@ -16,6 +16,7 @@ The 20 test cases of the published split with 62 for training go to imagesTs and
 
 import re
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +34,6 @@ DESCRIPTION = Description(
     labels={"background": 0, "pancreas": 1},
     reference="https://doi.org/10.7937/K9/TCIA.2016.tNB1kqBU",
     license="CC BY 3.0; cite Roth et al. 2015",
-    label_values=frozenset((0, 1)),
     patient_pattern=r"^(.+)$",
 )
 IMAGE = re.compile(r"(?:PANCREAS_|image)(\d{4})\.nii(\.gz)?", re.IGNORECASE)
@@ -49,24 +49,37 @@ def convert(source: Path, dataset_id: int = 182, num_processes: int = 2, overwri
     Raises:
         ValueError: an unknown layout; a scan without label; a damaged file; a label that fits in no direction.
     """
-    labels = {file.name[5:9]: file for file in source.glob("**/label[0-9][0-9][0-9][0-9].nii*")}
-    images = {m[1]: file for file in sorted(source.glob("**/*.nii*")) if (m := IMAGE.fullmatch(file.name))}
-    folders = {path.name[-4:]: path for path in sorted(source.glob("**/PANCREAS_[0-9][0-9][0-9][0-9]"))}
-    scans = images or folders
+    labels = by_number((file.name[5:9], file) for file in source.glob("**/label[0-9][0-9][0-9][0-9].nii*"))
+    images = [(m[1], file) for file in source.glob("**/*.nii*") if (m := IMAGE.fullmatch(file.name))]
+    folders = [(path.name[-4:], path) for path in source.glob("**/PANCREAS_[0-9][0-9][0-9][0-9]") if path.is_dir()]
+    scans = by_number([*images, *folders])
     if not scans:
         raise ValueError(
             f"{source} has no known layout of Pancreas-CT, expected PANCREAS_0001/.../*.dcm or PANCREAS_0001.nii.gz, "
             "and label0001.nii.gz"
         )
+    for number in sorted(labels.keys() ^ scans.keys()):
+        if number in scans:
+            raise ValueError(f"label{number}.nii.gz is missing, the label of {scans[number]}")
+        raise ValueError(f"PANCREAS_{number} is missing, the image of {labels[number]}")
     test = load_benchmark("pancreas").test
     cases = []
     for number, scan in scans.items():
-        if number not in labels:
-            raise ValueError(f"label{number}.nii.gz is missing, the label of {scan}")
         name = f"PANCREAS_{number}"
         read = partial(read_case, scan, labels[number])
-        cases.append(Case(name, Role.TEST if name in test else Role.LABELED, scan, read))
+        role = Role.TEST if name in test else Role.LABELED
+        cases.append(Case(name, role, scan, read, labels[number]))
     return write_raw_dataset(DESCRIPTION, dataset_id, cases, num_processes, overwrite)
+
+
+def by_number(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Return paths by number, in order; a ValueError names two that have the same one."""
+    paths: dict[str, Path] = {}
+    for number, path in sorted(found):
+        if number in paths:
+            raise ValueError(f"{paths[number]} and {path} are both number {number}: keep one of them")
+        paths[number] = path
+    return paths
 
 
 def read_case(scan: Path, label_file: Path) -> Scan:

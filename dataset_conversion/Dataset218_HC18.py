@@ -29,7 +29,6 @@ DESCRIPTION = Description(
     labels={"background": 0, "fetal_head": 1},
     reference="https://doi.org/10.5281/zenodo.1327317",
     license="CC BY 4.0; cite van den Heuvel et al. 2018",
-    label_values=frozenset((0, 1)),
     patient_pattern=r"^(\d+(?=_\d*HC$)|.+_test$)",
 )
 TRAINING_CSV, TEST_CSV = "training_set_pixel_size_and_HC.csv", "test_set_pixel_size.csv"
@@ -55,7 +54,7 @@ def convert(
     images = [file for file in sorted((source / "training_set").glob("*.png")) if "_Annotation" not in file.name]
     if not images:
         raise ValueError(f"{source} has no known layout of HC18, expected training_set/000_HC.png and {TRAINING_CSV}")
-    lines = read_csv(source / TRAINING_CSV)
+    lines = read_csv(source / TRAINING_CSV, 2)
     cases = []
     for file in images:
         annotation = file.with_name(f"{file.stem}_Annotation.png")
@@ -63,9 +62,9 @@ def convert(
             raise ValueError(f"{annotation} is missing, the annotation of {file.name}")
         pixel_size, circumference = line_of(file, lines, source / TRAINING_CSV)
         read = partial(read_annotated, file, annotation, pixel_size, circumference)
-        cases.append(Case(file.stem, Role.LABELED, file, read))
+        cases.append(Case(file.stem, Role.LABELED, file, read, annotation))
     tests = sorted((source / "test_set").glob("*.png"))
-    test_lines = read_csv(source / TEST_CSV) if tests else {}
+    test_lines = read_csv(source / TEST_CSV, 1) if tests else {}
     role = Role.TEST if test_as_test else Role.UNLABELED
     for file in tests:
         (pixel_size,) = line_of(file, test_lines, source / TEST_CSV)
@@ -74,16 +73,26 @@ def convert(
     return write_raw_dataset(DESCRIPTION, dataset_id, cases, num_processes, overwrite)
 
 
-def read_csv(file: Path) -> dict[str, list[float]]:
-    """Return the numbers of each line by file name: pixel size in mm and, in training, circumference in mm."""
+def read_csv(file: Path, count: int) -> dict[str, list[float]]:
+    """Return the numbers of each line by file name: pixel size in mm and, in training, circumference in mm.
+
+    Raises:
+        ValueError: the file is missing, or a line has not `count` numbers above 0 after its name.
+    """
     if not file.is_file():
         raise ValueError(f"{file} is missing")
     with file.open(newline="") as opened:
         rows = [row for row in csv.reader(opened) if row][1:]
-    try:
-        return {row[0].strip(): [float(value) for value in row[1:]] for row in rows}
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    lines = {}
+    for name, *texts in rows:
+        try:
+            numbers = [float(text) for text in texts]
+        except ValueError:
+            numbers = []
+        if len(numbers) != count or min(numbers) <= 0:
+            raise ValueError(f"{file}: the line of {name} has not {count} number(s) above 0 after the name")
+        lines[name.strip()] = numbers
+    return lines
 
 
 def line_of(file: Path, lines: dict[str, list[float]], csv_file: Path) -> list[float]:
@@ -95,20 +104,27 @@ def line_of(file: Path, lines: dict[str, list[float]], csv_file: Path) -> list[f
 
 def read_plain(file: Path, pixel_size: float) -> Scan:
     """Read an image `(Y, X)` of one channel."""
+    image = read_gray(file)
+    image.SetSpacing((pixel_size, pixel_size))
+    return Scan([image])
+
+
+def read_gray(file: Path) -> SimpleITK.Image:
+    """Read a 2-D image; a ValueError if it has several channels."""
     image = read_image(file)
     if image.GetDimension() != 2 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"{file} is no gray image")
-    image.SetSpacing((pixel_size, pixel_size))
-    return Scan([image])
+    return image
 
 
 def read_annotated(file: Path, annotation: Path, pixel_size: float, circumference: float) -> Scan:
     """Read an image and fill its outline."""
     scan = read_plain(file, pixel_size)
-    outline = SimpleITK.GetArrayFromImage(read_image(annotation)) > 0
-    if not outline.any():
-        raise ValueError(f"{annotation} holds no outline")
-    mask, measured = fill_outline(outline)
+    outline = SimpleITK.GetArrayFromImage(read_gray(annotation)) > 0
+    try:
+        mask, measured = fill_outline(outline)
+    except ValueError as error:
+        raise ValueError(f"{annotation} holds no outline of a head: {error}") from error
     if abs(measured * pixel_size / circumference - 1) > CIRCUMFERENCE_TOLERANCE:
         print(
             f"{annotation.name}: its outline measures {measured * pixel_size:.1f} mm, the CSV says {circumference} mm"

@@ -21,8 +21,7 @@ DESCRIPTION = Description(
     labels={"background": 0, "pubic_symphysis": 1, "fetal_head": 2},
     reference="https://doi.org/10.5281/zenodo.10969427",
     license="CC BY 4.0; cite Chen et al. 2024",
-    label_values=frozenset(range(3)),
-    patient_pattern=r"^(.+)$",
+    patient_pattern=r"^(\d{4})\d$",  # ten consecutive numbers; no list of patients was published
 )
 
 
@@ -39,7 +38,10 @@ def convert(source: Path, dataset_id: int = 219, num_processes: int = 2, overwri
     for name in sorted(set(images) ^ set(labels)):
         folder = "label_mha" if name in images else "image_mha"
         raise ValueError(f"{source / folder / name}.mha is missing, the other half of a pair")
-    cases = [Case(name, Role.LABELED, file, partial(read_pair, file, labels[name])) for name, file in images.items()]
+    cases = []
+    for name, file in images.items():
+        read = partial(read_pair, file, labels[name])
+        cases.append(Case(name, Role.LABELED, file, read, labels[name]))
     return write_raw_dataset(DESCRIPTION, dataset_id, cases, num_processes, overwrite)
 
 

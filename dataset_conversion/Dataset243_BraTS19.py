@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import SimpleITK
 
 from nnunet_ssl.conversion.command_line import conversion_parser, run_conversion
@@ -26,13 +27,11 @@ WHOLE_TUMOR = Description(
     labels={"background": 0, "whole_tumor": 1},
     reference="https://www.med.upenn.edu/cbica/brats2019/data.html",
     license="challenge data; cite Menze et al. 2015 and Bakas et al. 2017",
-    label_values=frozenset((0, 1)),
     patient_pattern=r"^(.+)$",
 )
 REGIONS = replace(
     WHOLE_TUMOR,
     labels={"background": 0, "whole_tumor": (1, 2, 3), "tumor_core": (2, 3), "enhancing_tumor": (3,)},
-    label_values=frozenset(range(4)),
     regions_class_order=(1, 2, 3),
 )
 WHOLE_TUMOR_OF_SOURCE = {0: 0, 1: 1, 2: 1, 4: 1}
@@ -71,8 +70,9 @@ def convert(
     cases = []
     for folder in folders:
         files = [find_file(folder, channel) for channel in channels]
-        read = partial(read_case, files, find_file(folder, "seg"), renumbering)
-        cases.append(Case(folder.name, Role.TEST if folder.name in test else Role.LABELED, folder, read))
+        labels = find_file(folder, "seg")
+        role = Role.TEST if folder.name in test else Role.LABELED
+        cases.append(Case(folder.name, role, folder, partial(read_case, files, labels, renumbering), labels))
     names = {index: CHANNEL_NAMES[channel] for index, channel in enumerate(channels)}
     description = replace(REGIONS if regions else WHOLE_TUMOR, channel_names=names)
     return write_raw_dataset(description, dataset_id, cases, num_processes, overwrite)
@@ -91,12 +91,12 @@ def read_case(files: list[Path], label_file: Path, renumbering: dict[int, int]) 
     """Read the channels and the renumbered labels."""
     source_labels = read_image(label_file)
     voxels = SimpleITK.GetArrayFromImage(source_labels)
-    labels = voxels * 0
-    for source, target in renumbering.items():
-        labels[voxels == source] = target
-    unknown = set(voxels.ravel().tolist()) - set(renumbering)
+    unknown = set(np.unique(voxels).tolist()) - set(renumbering)
     if unknown:
         raise ValueError(f"{label_file}: label value {min(unknown)} found, expected only {sorted(renumbering)}")
+    labels = np.zeros_like(voxels)
+    for source, target in renumbering.items():
+        labels[voxels == source] = target
     image = SimpleITK.GetImageFromArray(labels)
     image.CopyInformation(source_labels)
     return Scan([read_image(file) for file in files], image)

@@ -6,9 +6,11 @@ import sys
 
 VERBS = {
     "demo": "see in minutes what it does, on synthetic scans",
+    "trainers": "list the trainers: paper, cost, options",
     "convert": "convert a public benchmark to nnU-Net's format",
     "split": "divide cases into labeled, unlabeled and validation: published splits, or by patient",
     "preprocess": "preprocess the unlabeled images of a data set (a training does it on first use)",
+    "export": "write a trained model for a nnU-Net without this package",
     "evaluate": "measure predictions against references: overlap, surface distances in mm, volumes",
     "hc": "measure head circumferences in predicted masks of fetal ultrasound",
     "doctor": "check whether a training can start, and say how to mend what is wrong",
@@ -29,6 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"nnunet_ssl {options.verb}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"nnunet_ssl {options.verb}: {error}", file=sys.stderr)
         return 1 if isinstance(error, RuntimeError) else 2

@@ -17,6 +17,7 @@ from pathlib import Path
 BASELINE, OURS = "nnUNetTrainer", "nnUNetTrainerMeanTeacher"
 DATASET_ID, DATASET = "900", "Dataset900_SyntheticOrgan"
 RAW = Path("nnUNet_raw", DATASET)  # by which an earlier demo's folder is known
+LOGS, PICTURE = "logs", "demo.png"
 CONFIGURATION = "3d_small"  # nnU-Net's 3d_fullres with a quarter of the features, for CPUs
 LABELED, UNLABELED, HELD_OUT = 5, 40, 16  # nnU-Net's fold 0 trains with 4 of 5
 FEATURES_DIVIDED_BY = 4
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         predict_and_score(stages, trainer, device)
 
     comparison = Comparison.read(stages.raw, stages.model_folders(trainers), stages.predictions(trainers))
-    picture = folder / "demo.png"
+    picture = folder / PICTURE
     draw(comparison, picture)
     print(f"\n{comparison.text()}\n")
     print(f"all stages: {clock(sum(stages.seconds))}")
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def clear(folder: Path, overwrite: bool) -> None:
-    """Make sure that the folder is empty; only what a demo has made is ever deleted.
+    """Make the folder, and delete in it what an earlier demo left; nothing else is ever deleted.
 
     Raises:
         ValueError: the folder holds something, and `overwrite` is not set or it is no demo's.
@@ -74,7 +75,10 @@ def clear(folder: Path, overwrite: bool) -> None:
             raise ValueError(f"{folder} exists and holds no demo: name another folder with -o")
         if not overwrite:
             raise ValueError(f"{folder} holds a demo already: repeat it with --overwrite, or name another with -o")
-        shutil.rmtree(folder)
+        for pattern in (f"nnUNet_*/{DATASET}", "predictions_nnUNetTrainer*epochs", LOGS):
+            for made in folder.glob(pattern):
+                shutil.rmtree(made)
+        (folder / PICTURE).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -125,7 +129,7 @@ class Stages:
     def run(self, command: str, *arguments: str) -> None:
         """Run one of nnU-Net's commands, its output in a log; raise a RuntimeError if it fails."""
         line = " ".join((command, *arguments)).replace(f"{self.folder}{os.sep}", "")
-        log = self.folder / "logs" / f"{len(self.seconds)}_{command}.txt"
+        log = self.folder / LOGS / f"{len(self.seconds)}_{command}.txt"
         log.parent.mkdir(exist_ok=True)
         print(f"$ {line}", flush=True)
         start = time.monotonic()

@@ -25,7 +25,7 @@ def conversion_parser(name: str, description: str | None, dataset_id: int) -> ar
 def run_conversion(
     convert: Callable[..., Path], parser: argparse.ArgumentParser, arguments: list[str] | None = None
 ) -> int:
-    """Convert as the command line says, and return the exit code: 0 done, 2 with one sentence that says why not."""
+    """Convert as the command line says and return the exit code: 0 done, 2 not done for a reason named, 130 stopped."""
     options = parser.parse_args(arguments)
     try:
         if not options.source.is_dir():
@@ -33,9 +33,12 @@ def run_conversion(
         if options.num_processes < 1:
             raise ValueError(f"-np is a number of processes, at least 1, got {options.num_processes}")
         folder = convert(**vars(options))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted, nothing was written", file=sys.stderr)
+        return 130
     counts = {role: len({f.name[:-12] for f in folder.glob(f"images{role}/*")}) for role in Role}
     print(
         f"{folder}: {counts[Role.LABELED]} labeled cases, {counts[Role.TEST]} for testing, "

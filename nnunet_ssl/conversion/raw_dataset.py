@@ -1,14 +1,16 @@
 """Writing a data set in nnU-Net's raw format: whole or not at all, every case checked."""
 
+import json
 import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 from tqdm import tqdm
 
 ENDING = ".nii.gz"
+CONVERTED_BY = "nnunet_ssl"
 
 
 class Role(StrEnum):
@@ -42,14 +45,16 @@ class Case:
     Attributes:
         name: its id, the source's own.
         role: which of nnU-Net's folders it goes to.
-        source: the file or folder that errors name.
+        source: the file or folder of the image, which errors name.
         read: returns the case; picklable, because cases are converted by several processes.
+        label_source: the file of the labels, which errors about them name; None where it is the image's.
     """
 
     name: str
     role: Role
     source: Path
     read: Callable[[], Scan]
+    label_source: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,6 @@ class Description:
         labels: names and values; a tuple of values is a region.
         reference: where the data come from.
         license: as far as it is stated there.
-        label_values: values that occur in the label files.
         patient_pattern: regular expression whose first group is the patient in a case id.
         regions_class_order: nnU-Net's, when there are regions.
     """
@@ -72,9 +76,14 @@ class Description:
     labels: dict[str, int | tuple[int, ...]]
     reference: str
     license: str
-    label_values: frozenset[int]
     patient_pattern: str
-    regions_class_order: tuple[int, ...] | None = field(default=None)
+    regions_class_order: tuple[int, ...] | None = None
+
+    @property
+    def label_values(self) -> set[int]:
+        """The values that may occur in the label files."""
+        values = (value if isinstance(value, tuple) else (value,) for value in self.labels.values())
+        return {item for group in values for item in group}
 
 
 def write_raw_dataset(
@@ -97,6 +106,9 @@ def write_raw_dataset(
         if number > 1:
             raise ValueError(f"the source has more than one case {name[0]}")
     folder = dataset_folder(dataset_id, description.name, overwrite)
+    inside = [case.source for case in cases if case.source.resolve().is_relative_to(folder.resolve())]
+    if inside:
+        raise ValueError(f"{inside[0]} lies in {folder}, which would be replaced: choose another id with -d")
     with staged(folder) as staging:
         for case in cases:
             (staging / f"images{case.role}").mkdir(parents=True, exist_ok=True)
@@ -111,7 +123,7 @@ def write_raw_dataset(
             dataset_name=description.name,
             reference=description.reference,
             license=description.license,
-            converted_by="nnunet_ssl",
+            converted_by=CONVERTED_BY,
             patient_pattern=description.patient_pattern,
         )
     return folder
@@ -134,9 +146,17 @@ def dataset_folder(dataset_id: int, name: str, overwrite: bool) -> Path:
         for other in others:
             if other.name != folder.name:
                 raise ValueError(f"the id {dataset_id} is taken by {other}: choose another with -d")
+    if folder.exists() and not is_ours(folder):
+        raise ValueError(f"{folder} exists and was not made by a conversion: choose another id with -d")
     if folder.exists() and not overwrite:
         raise ValueError(f"{folder} exists: replace it with --overwrite, or choose another id with -d")
     return folder
+
+
+def is_ours(folder: Path) -> bool:
+    """Return whether a conversion made a data set, so that it may be replaced."""
+    file = folder / "dataset.json"
+    return file.is_file() and json.loads(file.read_text()).get("converted_by") == CONVERTED_BY
 
 
 @contextmanager
@@ -156,53 +176,58 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def convert_all(cases: list[Case], staging: Path, label_values: frozenset[int], num_processes: int) -> None:
+def convert_all(cases: list[Case], staging: Path, label_values: set[int], num_processes: int) -> None:
     """Convert all cases, with a progress bar; the first error stops the others."""
+    convert = partial(convert_case, staging=staging, label_values=label_values)
     with tqdm(total=len(cases), desc="Converting") as bar:
-        for _ in _run(cases, staging, label_values, min(num_processes, len(cases))):
-            bar.update()
+        if num_processes == 1:
+            for case in cases:
+                convert(case)
+                bar.update()
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(num_processes, len(cases)), mp_context=context) as executor:
+            try:
+                for job in as_completed([executor.submit(convert, case) for case in cases]):
+                    job.result()
+                    bar.update()
+            finally:
+                executor.shutdown(cancel_futures=True)
 
 
-def _run(cases: list[Case], staging: Path, label_values: frozenset[int], workers: int) -> Iterable[None]:
-    if workers <= 1:
-        for case in cases:
-            yield convert_case(case, staging, label_values)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
-        jobs = [executor.submit(convert_case, case, staging, label_values) for case in cases]
-        try:
-            for job in as_completed(jobs):
-                yield job.result()
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-
-def convert_case(case: Case, staging: Path, label_values: frozenset[int]) -> None:
+def convert_case(case: Case, staging: Path, label_values: set[int]) -> None:
     """Check a case and write its files."""
     scan = case.read()
+    check_images(scan.channels, case.source)
     if scan.labels is not None:
-        check_labels(scan, case.source, label_values)
+        check_labels(scan.labels, scan.channels[0], case.label_source or case.source, label_values)
         labels = SimpleITK.Cast(scan.labels, SimpleITK.sitkUInt8)
         labels.CopyInformation(scan.channels[0])
         (staging / f"labels{case.role}").mkdir(exist_ok=True)
         SimpleITK.WriteImage(labels, str(staging / f"labels{case.role}" / f"{case.name}{ENDING}"))
     for channel, image in enumerate(scan.channels):
-        if not np.isfinite(SimpleITK.GetArrayViewFromImage(image)).all():
-            raise ValueError(f"{case.source}: the image holds values that are not finite (NaN or infinite)")
         SimpleITK.WriteImage(image, str(staging / f"images{case.role}" / f"{case.name}_{channel:04d}{ENDING}"))
 
 
-def check_labels(scan: Scan, source: Path, label_values: frozenset[int]) -> None:
-    """Raise a ValueError when the labels are not on the image's grid, or hold other values than expected."""
-    assert scan.labels is not None
-    image = scan.channels[0]
-    if scan.labels.GetSize() != image.GetSize():
-        raise ValueError(f"{source}: the labels have {scan.labels.GetSize()} voxels, the image {image.GetSize()}")
-    if not np.allclose(scan.labels.GetSpacing(), image.GetSpacing(), rtol=1e-2):
-        raise ValueError(
-            f"{source}: the labels have spacing {scan.labels.GetSpacing()}, the image {image.GetSpacing()}"
-        )
-    found = set(np.unique(SimpleITK.GetArrayViewFromImage(scan.labels)).tolist())
-    if not found <= label_values:
-        wrong = sorted(found - label_values)
-        raise ValueError(f"{source}: label value {wrong[0]} found, expected only {sorted(label_values)}")
+def check_images(channels: list[SimpleITK.Image], source: Path) -> None:
+    """Raise a ValueError when channels differ in size, or a value is not finite."""
+    sizes = {image.GetSize() for image in channels}
+    if len(sizes) > 1:
+        raise ValueError(f"{source}: its channels differ in size, {' and '.join(map(str, sorted(sizes)))} voxels")
+    if not all(np.isfinite(SimpleITK.GetArrayViewFromImage(image)).all() for image in channels):
+        raise ValueError(f"{source}: the image holds values that are not finite (NaN or infinite)")
+
+
+def check_labels(labels: SimpleITK.Image, image: SimpleITK.Image, source: Path, label_values: set[int]) -> None:
+    """Raise a ValueError when labels are not on the image's grid, or hold other values than expected."""
+    if labels.GetSize() != image.GetSize():
+        raise ValueError(f"{source}: the labels have {labels.GetSize()} voxels, the image {image.GetSize()}")
+    for name, found, expected in (
+        ("spacing", labels.GetSpacing(), image.GetSpacing()),
+        ("direction", labels.GetDirection(), image.GetDirection()),
+    ):
+        if not np.allclose(found, expected, rtol=1e-2, atol=1e-2):
+            raise ValueError(f"{source}: the labels have the {name} {found}, the image {expected}")
+    unexpected = set(np.unique(SimpleITK.GetArrayViewFromImage(labels)).tolist()) - label_values
+    if unexpected:
+        raise ValueError(f"{source}: label value {min(unexpected)} found, expected only {sorted(label_values)}")

@@ -41,10 +41,16 @@ def test_nothing_that_lies_in_the_folder_is_lost(tmp_path, content, arguments, m
     assert file.read_text() == "mine"
 
 
-def test_overwrite_removes_an_earlier_demo(tmp_path):
-    (tmp_path / demo.RAW).mkdir(parents=True)
+def test_overwrite_removes_an_earlier_demo_and_nothing_else(tmp_path):
+    for made in (demo.RAW, f"nnUNet_results/{demo.DATASET}", "predictions_nnUNetTrainer_5epochs", "logs"):
+        (tmp_path / made).mkdir(parents=True)
+    (tmp_path / "demo.png").touch()
+    mine = tmp_path / "thesis.txt", tmp_path / "nnUNet_raw" / "Dataset001_Mine" / "dataset.json"
+    for file in mine:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
     demo.clear(tmp_path, overwrite=True)
-    assert list(tmp_path.iterdir()) == []
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(mine)
 
 
 def test_command_runs_in_folders_of_its_own(tmp_path, commands, monkeypatch, capsys):

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -116,13 +118,31 @@ def wrong_size(tree):
     write(random_labels(0, VALUES, (4, 12, 11)), folder / "patient003_frame04_gt.nii.gz", SPACING)
 
 
+def other_direction(tree):
+    file = tree / "training" / "patient003" / "patient003_frame04_gt.nii.gz"
+    image = SimpleITK.ReadImage(str(file))
+    image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    SimpleITK.WriteImage(image, str(file))
+
+
+def no_annotation_of_a_test_patient(tree):
+    (tree / "training" / "patient011" / "patient011_frame03_gt.nii.gz").unlink()
+
+
+def missing_frame(tree):
+    (tree / "training" / "patient003" / "patient003_frame04.nii.gz").unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (other_direction, "patient003_frame04_gt.nii.gz: the labels have the direction (-1.0"),
+        (no_annotation_of_a_test_patient, "patient011_frame03_gt.nii.gz is missing"),
+        (missing_frame, "patient003_frame04.nii.gz is missing, which Info.cfg names"),
         (remove_annotation, "patient003_frame04_gt.nii.gz is missing, the annotation of patient003_frame04.nii.gz"),
         (cut_off, "patient003_frame04.nii.gz is damaged"),
-        (wrong_value, r"patient003_frame04.nii.gz: label value 4 found, expected only [0, 1, 2, 3]"),
-        (wrong_size, "patient003_frame04.nii.gz: the labels have (11, 12, 4) voxels, the image (10, 12, 4)"),
+        (wrong_value, r"patient003_frame04_gt.nii.gz: label value 4 found, expected only [0, 1, 2, 3]"),
+        (wrong_size, "patient003_frame04_gt.nii.gz: the labels have (11, 12, 4) voxels, the image (10, 12, 4)"),
     ],
 )
 def test_faults_are_named_and_leave_nothing(raw, challenge, damage, message, capsys):
@@ -181,12 +201,61 @@ def test_id_of_another_dataset_is_refused(raw, challenge, tmp_path):
     assert convert(challenge, dataset_id=28, num_processes=1).name == "Dataset028_ACDC"
 
 
+def test_source_inside_the_target_is_not_deleted(raw, challenge):
+    """A download that lies where the data set goes."""
+    folder = convert(challenge, num_processes=1)
+    (folder / "download").mkdir()
+    challenge.rename(folder / "download" / "database")
+    with pytest.raises(ValueError, match="would be replaced: choose another id with -d"):
+        convert(folder / "download" / "database", num_processes=1, overwrite=True)
+    assert (folder / "download" / "database" / "training").is_dir()
+
+
+def test_dataset_of_the_users_own_is_not_replaced(raw, challenge):
+    (raw / "Dataset027_ACDC").mkdir()
+    (raw / "Dataset027_ACDC" / "dataset.json").write_text('{"name": "mine"}')
+    with pytest.raises(ValueError, match="exists and was not made by a conversion: choose another id"):
+        convert(challenge, num_processes=1, overwrite=True)
+    assert (raw / "Dataset027_ACDC" / "dataset.json").exists()
+
+
+def test_patients_of_the_challenges_test_may_lack_annotations(raw, challenge):
+    for file in (challenge / "testing" / "patient101").glob("*_gt.nii.gz"):
+        file.unlink()
+    folder = convert(challenge, num_processes=1)
+    assert "patient101_frame01_0000" in names(folder / "imagesTs")
+    assert "patient101_frame01" not in names(folder / "labelsTs")
+
+
+def test_interrupted_conversion_leaves_nothing(raw, challenge, monkeypatch, capsys):
+    from nnunet_ssl.dataset_conversion import Dataset027_ACDC
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Dataset027_ACDC, "read_frame", interrupted)
+    assert main(["convert", "ACDC", "-i", str(challenge), "-np", "1"]) == 130
+    assert capsys.readouterr().err.endswith("nnunet_ssl convert ACDC: interrupted, nothing was written\n")
+    assert_nothing_left(raw)
+
+
+def test_module_is_a_command_too(raw, challenge):
+    command = [sys.executable, "-m", "nnunet_ssl.dataset_conversion.Dataset027_ACDC"]
+    result = subprocess.run([*command, "-i", challenge, "-d", "28", "-np", "1"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Dataset028_ACDC: 4 labeled cases, 4 for testing, 0 unlabeled" in result.stdout
+    result = subprocess.run([*command, "-i", challenge, "-d", "28"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "Dataset028_ACDC exists: replace it with --overwrite" in result.stderr
+
+
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real ACDC data are not here")
 def test_real_slices_and_volumes(raw):
     """14 training patients as slices, 8 validation volumes: every voxel as in the files."""
     folder = convert(SHARED_DATA / "ACDC")
-    assert len(names(folder / "labelsTr")) == 36
-    for case in ("patient028_frame01", "patient099_frame02"):
+    cases = names(folder / "labelsTr")
+    assert len(cases) == 36
+    for case in cases:
         image, label = (
             read(folder / f"images{'Tr'}" / f"{case}_0000.nii.gz"),
             read(folder / "labelsTr" / f"{case}.nii.gz"),

@@ -57,6 +57,12 @@ def test_faults_are_named(raw, tree, source):
     write(random_labels(0, (0, 3)), folder / f"{TRAIN}_seg.nii.gz")
     with pytest.raises(ValueError, match=r"_seg.nii.gz: label value 3 found, expected only \[0, 1, 2, 4\]"):
         convert(tree, num_processes=1)
+    write(LABELS, folder / f"{TRAIN}_seg.nii.gz")
+    write(random_volume(1, (4, 12, 11)), folder / f"{TRAIN}_t1.nii.gz")
+    with pytest.raises(
+        ValueError, match=rf"{TRAIN}: its channels differ in size, \(10, 12, 4\) and \(11, 12, 4\) voxels"
+    ):
+        convert(tree, all_channels=True, num_processes=1)
     (folder / f"{TRAIN}_flair.nii.gz").unlink()
     with pytest.raises(ValueError, match=f"{TRAIN}_flair.nii.gz is missing"):
         convert(tree, num_processes=1)

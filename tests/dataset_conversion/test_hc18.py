@@ -2,6 +2,7 @@ import csv
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from nnunet_ssl.building_blocks.ellipses import Ellipse
 from nnunet_ssl.dataset_conversion.Dataset218_HC18 import TEST_CSV, TRAINING_CSV, convert, fill_outline
@@ -93,6 +94,26 @@ def no_number(tree):
     (tree / TRAINING_CSV).write_text((tree / TRAINING_CSV).read_text().replace("0.2", "wide"))
 
 
+def no_circumference(tree):
+    lines = (tree / TRAINING_CSV).read_text().splitlines()
+    (tree / TRAINING_CSV).write_text("\n".join([*lines[:-1], lines[-1].rpartition(",")[0]]))
+
+
+def pixel_size_zero(tree):
+    (tree / TEST_CSV).write_text((tree / TEST_CSV).read_text().replace("0.3", "0"))
+
+
+def straight_outline(tree):
+    line = np.zeros(SHAPE, np.uint8)
+    line[20, 10:90] = 255
+    write(line, tree / "training_set" / "007_HC_Annotation.png")
+
+
+def colored_annotation(tree):
+    image = SimpleITK.GetImageFromArray(np.zeros((*SHAPE, 3), np.uint8), isVector=True)
+    SimpleITK.WriteImage(image, str(tree / "training_set" / "007_HC_Annotation.png"))
+
+
 def empty_outline(tree):
     write(np.zeros(SHAPE, np.uint8), tree / "training_set" / "007_HC_Annotation.png")
 
@@ -102,8 +123,12 @@ def empty_outline(tree):
     [
         (without_line, f"{TRAINING_CSV} has no line for 007_HC.png"),
         (without_annotation, "007_HC_Annotation.png is missing, the annotation of 007_HC.png"),
-        (no_number, f"{TRAINING_CSV}: could not convert string to float: 'wide'"),
-        (empty_outline, "007_HC_Annotation.png holds no outline"),
+        (no_number, f"{TRAINING_CSV}: the line of 000_HC.png has not 2 number"),
+        (no_circumference, f"{TRAINING_CSV}: the line of 007_HC.png has not 2 number"),
+        (pixel_size_zero, f"{TEST_CSV}: the line of 000_HC.png has not 1 number"),
+        (empty_outline, "007_HC_Annotation.png holds no outline of a head"),
+        (straight_outline, "007_HC_Annotation.png holds no outline of a head: the points lie on no ellipse"),
+        (colored_annotation, "007_HC_Annotation.png is no gray image"),
     ],
 )
 def test_faults_are_named_and_leave_nothing(raw, challenge, damage, message):

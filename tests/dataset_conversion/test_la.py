@@ -55,6 +55,13 @@ def test_hdf5_axes_are_x_y_z(raw, source):
     assert spacing_of(folder / "imagesTr" / f"{TRAIN}_0000.nii.gz") == pytest.approx(SPACING)
 
 
+def test_challenges_files_are_taken_where_both_are(raw, challenge):
+    with h5py.File(challenge / "Training Set" / TRAIN / "mri_norm2.h5", "w") as opened:
+        opened["image"], opened["label"] = random_volume(1), random_labels(1, (0, 1))
+    folder = convert(challenge, num_processes=1)
+    np.testing.assert_array_equal(read(folder / "labelsTr" / f"{TRAIN}.nii.gz"), random_labels(0, (0, 255)) // 255)
+
+
 def test_faults_are_named(raw, challenge, source):
     labels = source / "Training Set" / TRAIN / "laendo.nrrd"
     write(random_labels(0, (0, 7)), labels)
@@ -73,6 +80,7 @@ def test_real_volumes(raw):
     folder = convert(SHARED_DATA / "LA")
     cases = names(folder / "labelsTr")
     assert cases == sorted(load_benchmark("la").train[:20])
-    with h5py.File(SHARED_DATA / "LA" / "2018LA_Seg_Training Set" / TRAIN / "mri_norm2.h5") as opened:
-        np.testing.assert_array_equal(read(folder / "imagesTr" / f"{TRAIN}_0000.nii.gz").T, opened["image"][()])
-        np.testing.assert_array_equal(read(folder / "labelsTr" / f"{TRAIN}.nii.gz").T, opened["label"][()])
+    for case in cases:
+        with h5py.File(SHARED_DATA / "LA" / "2018LA_Seg_Training Set" / case / "mri_norm2.h5") as opened:
+            np.testing.assert_array_equal(read(folder / "imagesTr" / f"{case}_0000.nii.gz").T, opened["image"][()])
+            np.testing.assert_array_equal(read(folder / "labelsTr" / f"{case}.nii.gz").T, opened["label"][()])

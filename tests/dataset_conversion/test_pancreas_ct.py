@@ -86,6 +86,14 @@ def no_label(tree):
     (tree / "TCIA_pancreas_labels" / f"label{TRAIN}.nii.gz").unlink()
 
 
+def no_image(tree):
+    write(abdomen()[1], tree / "TCIA_pancreas_labels" / "label0007.nii.gz", SPACING)
+
+
+def second_image(tree):
+    write(abdomen()[0], tree / f"image{TRAIN}.nii.gz", SPACING)
+
+
 def other_size(tree):
     write(np.ones((6, 20, 23), np.uint8), tree / "TCIA_pancreas_labels" / f"label{TRAIN}.nii.gz", SPACING)
 
@@ -108,6 +116,8 @@ def second_series(tree):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (no_image, "PANCREAS_0007 is missing, the image of .*label0007.nii.gz"),
+        (second_image, "image0002.nii.gz are both number 0002: keep one of them"),
         (no_label, "label0002.nii.gz is missing, the label of .*PANCREAS_0002"),
         (other_size, r"label0002.nii.gz has \(23, 20, 6\) voxels, its image .* \(24, 20, 6\)"),
         (empty_label, "label0002.nii.gz is empty"),

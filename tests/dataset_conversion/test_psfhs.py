@@ -68,8 +68,7 @@ def test_faults_are_named_and_leave_nothing(raw, tree, damage, message):
 def test_real_images(raw):
     folder = convert(SHARED_DATA / "PSFHS")
     assert len(names(folder / "labelsTr")) == 90
-    source = read(SHARED_DATA / "PSFHS" / "image_mha" / "04144.mha")
-    np.testing.assert_array_equal(read(folder / "imagesTr" / "04144_0000.nii.gz"), source[0])
-    np.testing.assert_array_equal(
-        read(folder / "labelsTr" / "04144.nii.gz"), read(SHARED_DATA / "PSFHS" / "label_mha" / "04144.mha")
-    )
+    for case in names(folder / "labelsTr"):
+        image, labels = (read(SHARED_DATA / "PSFHS" / f"{kind}_mha" / f"{case}.mha") for kind in ("image", "label"))
+        np.testing.assert_array_equal(read(folder / "imagesTr" / f"{case}_0000.nii.gz"), image[0])
+        np.testing.assert_array_equal(read(folder / "labelsTr" / f"{case}.nii.gz"), labels)

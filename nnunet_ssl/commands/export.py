@@ -1,0 +1,49 @@
+"""Write a trained model as a zip from which plain nnU-Net predicts, without this package.
+
+The zip holds the weights that the training predicts with, the plans and what prediction reads of dataset.json: no
+optimiser, no second network, no host names, paths or case ids. nnUNetv2_install_pretrained_model_from_zip installs it;
+unpacked, nnUNetv2_predict_from_modelfolder predicts with it. Inside it is a model of nnUNetTrainer; the name of its
+plans says which trainer made it, so that it does not take the place of the receiver's own.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments, as nnUNetv2_predict has them."""
+    parser.add_argument("-d", required=True, metavar="DATASET", help="data set: id or name")
+    parser.add_argument("-c", required=True, metavar="CONFIGURATION")
+    parser.add_argument("-tr", required=True, metavar="TRAINER")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: nnUNetPlans)")
+    parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="folds, or all (default: 0)")
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
+    parser.add_argument("-o", required=True, metavar="FILE", help="the zip to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the zip if it exists")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the zip and say how it is used."""
+    if not os.environ.get("nnUNet_results"):
+        raise ValueError("nnUNet_results not set: export nnUNet_results=/path/to/folder")
+    target = Path(options.o)
+    if target.exists() and not options.overwrite:
+        raise ValueError(f"{target} exists: replace it with --overwrite, or name another with -o")
+
+    from nnunet_ssl.commands.preprocess import dataset_name
+    from nnunet_ssl.training.model_export import export_model, exported_names
+
+    dataset = dataset_name(options.d)
+    names = exported_names(options.tr, options.p)
+    model = Path(os.environ["nnUNet_results"], dataset, f"{options.tr}__{options.p}__{options.c}")
+    if not model.is_dir():
+        raise ValueError(f"there is no trained model {model}")
+    export_model(model, options.f, options.chk, dataset, names, target)
+    print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB, without optimiser, host names, paths and case ids\n")
+    print(
+        f"nnUNetv2_install_pretrained_model_from_zip {target.name}\n"
+        f"nnUNetv2_predict -d {dataset} -c {options.c} -tr {names.trainer} -p {names.plans} -f {' '.join(options.f)} "
+        f"-chk {names.checkpoint} -i IMAGES -o OUT"
+    )
+    return 0

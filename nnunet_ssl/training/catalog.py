@@ -1,0 +1,58 @@
+"""What trainers there are, read from the classes themselves."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from dataclasses import dataclass
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_ssl.training.options import HOST_SETTINGS, allowed_options
+from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
+from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
+
+PACKAGE = "nnunet_ssl.trainers"
+KINDS = {TeacherStudentTrainer: "a student and its moving average", SemiSupervisedTrainer: "one network"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trainer.
+
+    Attributes:
+        sentence: what it does.
+        paper: address of the paper.
+        kind: which networks take part.
+        cost: of a step, nnU-Net's own being 1.
+        options: names and defaults, without nnU-Net's own settings.
+    """
+
+    sentence: str
+    paper: str
+    kind: str
+    cost: float
+    options: dict[str, object]
+
+
+def all_trainers() -> list[type[SemiSupervisedTrainer]]:
+    """Return the trainers of this package, by name."""
+    package = importlib.import_module(PACKAGE)
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return [getattr(importlib.import_module(f"{PACKAGE}.{name}"), name) for name in names]
+
+
+def describe(trainer: type[SemiSupervisedTrainer]) -> Entry:
+    """Return a trainer's entry; its docstring begins with one sentence and names the paper by its address."""
+    text = inspect.getdoc(trainer) or ""
+    address = re.search(r"https?://\S+", text)
+    options = {
+        name: getattr(trainer, name) for name in allowed_options(trainer, nnUNetTrainer) if name not in HOST_SETTINGS
+    }
+    return Entry(
+        sentence=text.partition("\n\n")[0].replace("\n", " "),
+        paper=address[0].rstrip(".,") if address else "",
+        kind=next(kind for base, kind in KINDS.items() if issubclass(trainer, base)),
+        cost=trainer.step_cost,
+        options=options,
+    )
