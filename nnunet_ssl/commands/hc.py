@@ -22,6 +22,7 @@ COLUMNS = (
     "head_circumference_mm",
 )
 ENDING = ".nii.gz"
+SMALLEST_HALF_AXIS = 2.0  # pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +37,14 @@ def run(options: argparse.Namespace) -> int:
     files = sorted(Path(options.i).glob(f"*{ENDING}"))
     if not files:
         raise ValueError(f"there is no mask CASE{ENDING} in {options.i}")
+    if not Path(options.o).parent.is_dir():
+        raise ValueError(f"there is no folder {Path(options.o).parent} for {options.o}")
 
     problems, rows = [], []
-    for file in files:
-        name = file.name.removesuffix(ENDING).removesuffix("_test") + ".png"
+    names = [file.name.removesuffix(ENDING) for file in files]
+    for file, case in zip(files, names, strict=True):
+        of_test_set = case.removesuffix("_test")  # the challenge knows them by this name
+        name = f"{case if of_test_set in names else of_test_set}.png"
         try:
             ellipse = measure(file, options.l)
         except EllipseError as error:
@@ -79,6 +84,9 @@ def measure(file: Path, label: int) -> "Ellipse":
     if abs(width / height - 1) > 1e-3:
         raise ValueError(f"{file}: its pixels are {width:.4g} by {height:.4g} mm, expected square ones")
     try:
-        return ellipse_of_mask(mask).scaled(width)
+        ellipse = ellipse_of_mask(mask)
     except ValueError as error:
         raise EllipseError(str(error)) from error
+    if ellipse.semi_axis_b < SMALLEST_HALF_AXIS:
+        raise EllipseError("the mask is too small for an ellipse")
+    return ellipse.scaled(width)

@@ -11,7 +11,6 @@ preprocessing cannot see them; run nnUNetv2_plan_and_preprocess afterwards.
 import argparse
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from nnunet_ssl.splits.make_splits import Split
 
 PATIENT = "patient"
+SEED, FOLDS = 0, 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,16 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--unhide", action="store_true", help="bring hidden labels back")
     parser.add_argument("--allow-missing", action="store_true", help="with --protocol: of a partial copy of the data")
     parser.add_argument("--add-imagesUn", action="store_true", help="with --protocol: also all other cases of imagesUn")
-    parser.add_argument("--seed", type=int, default=0, help="with --labeled (default: 0)")
-    parser.add_argument("--folds", type=int, default=5, help="with --labeled (default: 5)")
+    parser.add_argument("--seed", type=int, help=f"with --labeled (default: {SEED})")
+    parser.add_argument("--folds", type=int, help=f"with --labeled; 1 is the first of five (default: {FOLDS})")
     parser.add_argument(
         "--group-by",
-        default=PATIENT,
         metavar="REGEX|patient",
         help="with --labeled: what stays together, the first group of a regular expression in the case id (default: "
         "patient, as dataset.json's patient_pattern says; without that every case for itself)",
     )
-    parser.add_argument("--hide", action="store_true", help="hide the labels of the unlabeled cases")
+    parser.add_argument(
+        "--hide",
+        action="store_true",
+        help="hide the labels of the unlabeled cases; with --protocol, or with --labeled and --folds 1",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace another split; a dated copy is kept")
 
 
@@ -50,43 +53,61 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_ssl.splits.hiding import hide, unhide
     from nnunet_ssl.splits.make_splits import check_disjoint, write_splits
 
+    refuse_what_does_not_apply(options)
     check_environment()
     name = dataset_name(options.dataset)
     raw = Path(os.environ["nnUNet_raw"], name)
     if not (raw / "dataset.json").exists():
         raise ValueError(f"there is no {raw / 'dataset.json'}")
+    again = f"next: nnUNetv2_plan_and_preprocess -d {options.dataset} --verify_dataset_integrity"
     if options.unhide:
-        print(f"{len(unhide(raw))} labels are back in {raw / 'labelsTr'}")
+        print(f"{len(unhide(raw))} labels are back in {raw / 'labelsTr'}\n{again}")
         return 0
     splits, group_of = by_protocol(raw, options) if options.protocol else at_random(raw, options)
     if options.hide and any(split.unlabeled != splits[0].unlabeled for split in splits):
-        raise ValueError("--hide needs the same unlabeled cases in every fold: take a --protocol")
+        raise ValueError("--hide needs the same unlabeled cases in every fold: take --folds 1, or a --protocol")
     for split in splits:
         check_disjoint(split, group_of)
     file = Path(os.environ["nnUNet_preprocessed"], name, "splits_final.json")
     copy = write_splits(file, splits, options.overwrite)
     print(*describe(splits, group_of), sep="\n")
-    print(f"written: {file}" + (f"; the one before: {copy.name}" if copy else ""))
+    print(f"split: {file}" + (f"; the one before: {copy.name}" if copy else ""))
     if options.hide:
-        print(f"{len(hide(raw, splits[0].unlabeled))} labels hidden in {raw / 'labelsHidden'}")
-        print(f"next: nnUNetv2_plan_and_preprocess -d {options.dataset} --verify_dataset_integrity")
+        print(f"{len(hide(raw, splits[0].unlabeled))} labels hidden in {raw / 'labelsHidden'}\n{again}")
     return 0
+
+
+def refuse_what_does_not_apply(options: argparse.Namespace) -> None:
+    """Raise a ValueError for an option that the chosen way of splitting does not have."""
+    of_protocol, of_labeled = ("allow_missing", "add_imagesUn"), ("seed", "folds", "group_by")
+    way, others = (
+        ("--protocol", of_labeled)
+        if options.protocol
+        else ("--labeled", of_protocol)
+        if options.labeled
+        else ("--unhide", (*of_protocol, *of_labeled, "hide", "overwrite"))
+    )
+    for name in others:
+        if getattr(options, name) not in (None, False):
+            raise ValueError(f"--{name.replace('_', '-')} does not apply to {way}")
+    if options.seed is not None and not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed is from 0 to {2**32 - 1}, got {options.seed}")
 
 
 def by_protocol(raw: Path, options: argparse.Namespace) -> tuple[list["Split"], dict[str, str]]:
     """Return the published split, and the unit of each case."""
     from nnunet_ssl.splits.make_splits import Split, missing_units, some, split_by_protocol
     from nnunet_ssl.splits.protocols import benchmark_of
+    from nnunet_ssl.splits.raw_cases import RawCases
 
     benchmark = benchmark_of(options.protocol)
     here = RawCases.of(raw)
-    pattern = re.compile(benchmark.unit_pattern)
-    group_of = {case: m[1] if (m := pattern.search(case)) else case for case in here.all()}
+    group_of = {case: benchmark.unit_of(case) or case for case in here.all()}
     # Further images of a unit with annotated cases, such as other cardiac phases, are no part of the published split.
     units = {*(group_of[case] for case in (*here.labeled, *here.hidden)), *benchmark.test}
-    further = [case for case in here.unlabeled if group_of[case] in units and case not in here.hidden]
+    further = {case for case in here.unlabeled if group_of[case] in units} - set(here.hidden)
     cases = [case for case in here.all() if case not in further]
-    if missing := missing_units(benchmark, cases) if options.allow_missing else []:
+    if options.allow_missing and (missing := missing_units(benchmark, cases)):
         print(f"missing here, {len(missing)} of {options.protocol}: {', '.join(missing)}")
     split = split_by_protocol(cases, benchmark, options.protocol, options.allow_missing)
     if options.add_imagesUn:
@@ -99,29 +120,35 @@ def by_protocol(raw: Path, options: argparse.Namespace) -> tuple[list["Split"], 
     if split.val == split.train:
         print("This benchmark has no validation set: val is the labeled cases, so score on imagesTs only.")
     if unused := sorted(set(here.all()) - {*split.train, *split.val, *split.unlabeled}):
-        print(f"not in this split, {len(unused)} cases: {some(unused)}")
+        print(f"not in this split, {len(unused)} cases: {some(unused)}; --add-imagesUn takes those of imagesUn too")
     return [split], group_of
 
 
 def at_random(raw: Path, options: argparse.Namespace) -> tuple[list["Split"], dict[str, str]]:
     """Return a seeded split, and the group of each case."""
-    from nnunet_ssl.splits.label_values import classes_of_cases
-    from nnunet_ssl.splits.make_splits import group_by, split_at_random
+    from nnunet_ssl.splits.make_splits import group_by, some, split_at_random
+    from nnunet_ssl.splits.raw_cases import RawCases, classes_of_cases
 
+    labeled = number_or_share(options.labeled)
     here = RawCases.of(raw)
     if not here.labeled:
         raise ValueError(f"there is no labeled case in {raw / 'labelsTr'}")
-    pattern = options.group_by
+    if on_the_way := sorted(set(here.hidden) - set(here.unlabeled)):
+        raise ValueError(f"{some(on_the_way)}: --hide was interrupted: --unhide brings the labels back")
+    pattern = options.group_by or PATIENT
     if pattern == PATIENT:
         from batchgenerators.utilities.file_and_folder_operations import load_json
 
         pattern = load_json(str(raw / "dataset.json")).get("patient_pattern", r"^(.+)$")
         print(f"grouped by the pattern {pattern} in the case ids")
-    group_of = group_by([*here.all(), *here.test], pattern)
-    tested = {group_of[case] for case in here.test}
+    group_of = group_by(here.all(), pattern)
+    tested = {match[1] if match.re.groups else match[0] for case in here.test if (match := re.search(pattern, case))}
     extra = [case for case in here.unlabeled if group_of[case] not in tested]
-    labeled = number_or_share(options.labeled)
-    splits = split_at_random(group_of, classes_of_cases(raw), labeled, options.folds, options.seed, extra)
+    seed = SEED if options.seed is None else options.seed
+    folds = FOLDS if options.folds is None else options.folds
+    splits = split_at_random(group_of, classes_of_cases(raw), labeled, folds, seed, extra)
+    if not all(split.unlabeled for split in splits):
+        print("There is a fold without unlabeled cases: only nnUNetTrainer can train on it.")
     return splits, group_of
 
 
@@ -136,32 +163,6 @@ def number_or_share(text: str) -> int | float:
     if not value or (isinstance(value, float) and value > 1):
         raise ValueError(f"--labeled is a number of patients or a share such as 10%, got {text!r}")
     return value
-
-
-@dataclass(frozen=True)
-class RawCases:
-    """The ids of a raw data set's cases: with a label, in imagesUn, with a hidden label (in both last), in imagesTs."""
-
-    labeled: list[str]
-    unlabeled: list[str]
-    hidden: list[str]
-    test: list[str]
-
-    @classmethod
-    def of(cls, raw: Path) -> "RawCases":
-        """List the folders of a data set."""
-        from nnunet_ssl.splits.hiding import file_ending
-
-        ending = file_ending(raw)
-        folders = ("labelsTr", "imagesUn", "labelsHidden", "imagesTs")
-        names = [{file.name.removesuffix(ending) for file in (raw / name).glob(f"*{ending}")} for name in folders]
-        for index in (1, 3):  # images: without the number of the channel
-            names[index] = {name[:-5] for name in names[index]}
-        return cls(*map(sorted, names))
-
-    def all(self) -> list[str]:
-        """Return all cases that can be in a split."""
-        return sorted({*self.labeled, *self.unlabeled, *self.hidden})
 
 
 def describe(splits: list["Split"], group_of: dict[str, str]) -> list[str]:

@@ -4,6 +4,7 @@ The label goes to `labelsHidden`, the image to `imagesUn`, and `numTraining` fol
 and last when it comes back, so that `labelsHidden` names every case on its way: interrupted, either can be run again.
 """
 
+import glob
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,7 +51,7 @@ def file_ending(dataset: Path) -> str:
 
 def images_of(folder: Path, case: str, ending: str) -> list[Path]:
     """Return the images of a case, one for each channel."""
-    return sorted(folder.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))
+    return sorted(folder.glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{ending}"))
 
 
 def move(file: Path, folder: Path) -> bool:

@@ -13,6 +13,9 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_ssl.splits.protocols import Benchmark
 
+SINGLE_FOLD_OF = 5  # a split of one fold is the first of so many
+MOST_COMBINATIONS = 5000  # of classes that are looked at for the smallest set of groups; takes well under a second
+
 
 @dataclass(frozen=True)
 class Split:
@@ -58,8 +61,7 @@ def split_by_protocol(cases: Sequence[str], benchmark: Benchmark, protocol: str,
     """
     of_unit = defaultdict(list)
     for case in cases:
-        if match := re.search(benchmark.unit_pattern, case):
-            of_unit[match[1]].append(case)
+        of_unit[benchmark.unit_of(case)].append(case)
     tests = [unit for unit in benchmark.test if unit in of_unit]
     if tests:
         raise ValueError(f"{some(tests)}: of the published test set, but in imagesTr or imagesUn: move to imagesTs")
@@ -78,7 +80,7 @@ def split_by_protocol(cases: Sequence[str], benchmark: Benchmark, protocol: str,
 
 def missing_units(benchmark: Benchmark, cases: Sequence[str]) -> list[str]:
     """Return the units for training and validation of which there is no case."""
-    here = {match[1] for case in cases if (match := re.search(benchmark.unit_pattern, case))}
+    here = set(map(benchmark.unit_of, cases))
     return [unit for unit in (*benchmark.train, *benchmark.validation) if unit not in here]
 
 
@@ -99,21 +101,25 @@ def split_at_random(
         group_of: the group (patient) of every case, labeled or not.
         classes_of: the label values in every case that has labels.
         labeled: how many groups are labeled; a fraction below 1 is a share of the training groups.
-        folds: of the cross-validation.
+        folds: of the cross-validation; 1 gives the first of five.
         seed: of every choice.
         without_label: cases without label file; those of validation patients are left out.
 
     Raises:
-        ValueError: more folds than groups; fewer than one labeled group, or no more than suffice for all classes.
+        ValueError: more folds than groups; a number of labeled groups that there are not, or that cannot hold all
+            classes.
     """
     with_label: dict[str, list[str]] = defaultdict(list)
     for case in sorted(classes_of):
         with_label[group_of[case]].append(case)
     groups = sorted(with_label)
-    if not 2 <= folds <= len(groups):
-        raise ValueError(f"--folds is from 2 to {len(groups)}, the groups (patients) with labels, got {folds}")
+    if len(groups) < 2:
+        raise ValueError(f"all cases with labels are of one group (patient), {some(groups)}: is --group-by right?")
+    if not 1 <= folds <= len(groups):
+        raise ValueError(f"--folds is from 1 to {len(groups)}, the groups (patients) with labels, got {folds}")
+    parts = folds if folds > 1 else min(SINGLE_FOLD_OF, len(groups))
     splits = []
-    for fold, halves in enumerate(generate_crossval_split(groups, seed=seed, n_splits=folds)):
+    for fold, halves in enumerate(generate_crossval_split(groups, seed=seed, n_splits=parts)[:folds]):
         training, validation = [str(g) for g in halves["train"]], {str(g) for g in halves["val"]}
         classes = {g: frozenset().union(*(classes_of[case] for case in with_label[g])) for g in training}
         order = covering_order(training, classes, np.random.default_rng((seed, fold)))
@@ -137,7 +143,7 @@ def count_of(labeled: int | float, available: int) -> int:
     """Return a number of groups: itself, or that share of those available, rounded, at least 1.
 
     Raises:
-        ValueError: not between 1 and all but one.
+        ValueError: not between 1 and all.
     """
     number = max(1, round(labeled * available)) if isinstance(labeled, float) else labeled
     if not 1 <= number <= available:
@@ -146,23 +152,42 @@ def count_of(labeled: int | float, available: int) -> int:
 
 
 def covering_order(groups: Sequence[str], classes: Mapping[str, frozenset[int]], rng: np.random.Generator) -> list[str]:
-    """Return the groups in random order, but with the fewest that hold all classes first."""
+    """Return the groups in random order, but with few that hold all classes first.
+
+    They are the fewest possible, unless there are so many combinations of classes that a greedy choice has to do.
+    """
     order = [groups[index] for index in rng.permutation(len(groups))]
-    wanted = frozenset().union(*classes.values())
-    # Breadth first over the sets of classes reached: the first cover found has the fewest groups.
-    reached: dict[frozenset[int], list[str]] = {frozenset(): []}
     first_of = {held: group for group in reversed(order) if (held := classes[group])}
+    wanted = frozenset().union(*first_of)
+    cover = smallest_cover(first_of, wanted) or greedy_cover(first_of, wanted)
+    return cover + [group for group in order if group not in set(cover)]
+
+
+def greedy_cover(first_of: Mapping[frozenset[int], str], wanted: frozenset[int]) -> list[str]:
+    """Return groups that hold all classes, always the one next that adds most."""
+    cover, have = [], frozenset()
+    while have != wanted:
+        best = max(first_of, key=lambda held: len(held - have))
+        cover.append(first_of[best])
+        have |= best
+    return cover
+
+
+def smallest_cover(first_of: Mapping[frozenset[int], str], wanted: frozenset[int]) -> list[str] | None:
+    """Return the fewest groups that hold all classes; None when there are too many combinations to look at."""
+    reached: dict[frozenset[int], list[str]] = {frozenset(): []}
     front = [frozenset()]
-    while front and wanted not in reached:
+    while wanted not in reached:  # breadth first: the first cover found has the fewest groups
         following = []
         for have in front:
             for held, group in first_of.items():
                 if (more := have | held) not in reached:
                     reached[more] = [*reached[have], group]
                     following.append(more)
+            if len(reached) > MOST_COMBINATIONS:
+                return None
         front = following
-    cover = reached[wanted]
-    return cover + [group for group in order if group not in set(cover)]
+    return reached[wanted]
 
 
 def refuse_missing_classes(labeled: Sequence[str], classes: Mapping[str, frozenset[int]], number: int) -> None:

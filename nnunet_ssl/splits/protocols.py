@@ -1,6 +1,7 @@
 """The splits on which the field publishes, and ours where there was none: lists in `protocols/*.json`."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,11 @@ class Benchmark:
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
+
+    def unit_of(self, case: str) -> str | None:
+        """Return the unit that a case id belongs to; None if it is none of this benchmark's."""
+        match = re.search(self.unit_pattern, case)
+        return match[1] if match else None
 
 
 @cache

@@ -39,6 +39,28 @@ def test_lengths_are_in_mm(tmp_path, capsys):
     assert "2 of 3 masks measured\n013_HC.nii.gz: the mask is empty" in capsys.readouterr().out
 
 
+def test_specks_are_not_measured(tmp_path, capsys):
+    for name, size in (("pixel", (1, 1)), ("line", (1, 40))):
+        mask = np.zeros((60, 60))
+        mask[5 : 5 + size[0], 5 : 5 + size[1]] = 1
+        write_mask(tmp_path / f"{name}.nii.gz", mask)
+    assert main(["hc", "-i", str(tmp_path), "-o", str(tmp_path / "hc.csv")]) == 1
+    assert "0 of 2 masks measured" in capsys.readouterr().out
+
+
+def test_names_stay_apart(tmp_path):
+    for name in ("011_HC", "011_HC_test"):
+        write_mask(tmp_path / f"{name}.nii.gz", HEAD.filled((120, 140)))
+    main(["hc", "-i", str(tmp_path), "-o", str(tmp_path / "hc.csv")])
+    assert [row["filename"] for row in rows_of(tmp_path / "hc.csv")] == ["011_HC.png", "011_HC_test.png"]
+
+
+def test_folder_of_the_csv_must_be_there(tmp_path, capsys):
+    write_mask(tmp_path / "a.nii.gz", HEAD.filled((120, 140)))
+    assert main(["hc", "-i", str(tmp_path), "-o", str(tmp_path / "none" / "hc.csv")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
 def test_label_of_the_head_can_be_named(tmp_path):
     write_mask(tmp_path / "03744.nii.gz", 2 * HEAD.filled((120, 140)))
     assert main(["hc", "-i", str(tmp_path), "-o", str(tmp_path / "hc.csv"), "-l", "2"]) == 0
@@ -68,7 +90,7 @@ def test_real_circumferences(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     folder = convert(SHARED_DATA / "HC18")
     assert main(["hc", "-i", str(folder / "labelsTr"), "-o", str(tmp_path / "hc.csv")]) == 0
-    lines = read_csv(SHARED_DATA / "HC18" / TRAINING_CSV)
+    lines = read_csv(SHARED_DATA / "HC18" / TRAINING_CSV, 2)
     errors = [
         abs(float(row["head_circumference_mm"]) - lines[row["filename"]][1]) for row in rows_of(tmp_path / "hc.csv")
     ]

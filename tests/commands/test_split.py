@@ -78,6 +78,34 @@ def test_seeded_split_by_patient(acdc):
         assert not validated & {case[:10] for case in split["unlabeled"]}
 
 
+def test_seeded_split_of_one_fold_can_be_hidden(acdc):
+    assert main(["split", "27", "--labeled", "5", "--folds", "1", "--hide"]) == 0
+    (split,) = splits_of(acdc)
+    assert (len(split["train"]), len(split["val"])) == (5, 16)
+    hidden = {file.name.removesuffix(".nii.gz") for file in (acdc / "labelsHidden").iterdir()}
+    assert hidden == {case for case in split["unlabeled"] if "frame05" not in case}
+
+
+def test_ids_of_test_cases_need_not_fit_the_pattern(acdc):
+    (acdc / "imagesTs").mkdir()
+    (acdc / "imagesTs" / "external_1_0000.nii.gz").touch()
+    assert main(["split", "27", "--labeled", "5", "--group-by", r"^(patient\d+)"]) == 0
+
+
+def test_interrupted_hiding_is_noticed(acdc, capsys):
+    (acdc / "labelsHidden").mkdir()
+    (acdc / "labelsTr" / "patient099_frame01.nii.gz").rename(acdc / "labelsHidden" / "patient099_frame01.nii.gz")
+    assert main(["split", "27", "--labeled", "5"]) == 2
+    assert "patient099_frame01: --hide was interrupted: --unhide brings the labels back" in capsys.readouterr().err
+
+
+def test_fold_without_unlabeled_cases_is_said(acdc, capsys):
+    for file in (acdc / "imagesUn").iterdir():
+        file.unlink()
+    assert main(["split", "27", "--labeled", "100%"]) == 0
+    assert "There is a fold without unlabeled cases: only nnUNetTrainer can train on it." in capsys.readouterr().out
+
+
 def test_hidden_and_brought_back(acdc, capsys):
     assert main(["split", "27", "--protocol", "acdc-3", "--hide"]) == 0
     assert len(list((acdc / "labelsTr").iterdir())) == 13
@@ -100,8 +128,16 @@ def test_hidden_and_brought_back(acdc, capsys):
         (["27", "--labeled", "ten"], "--labeled is a number of patients or a share such as 10%, got 'ten'"),
         (["27", "--labeled", "200%"], "--labeled is a number of patients or a share such as 10%, got '200%'"),
         (["27", "--labeled", "0"], "--labeled is a number of patients or a share such as 10%, got '0'"),
-        (["27", "--labeled", "5", "--folds", "1"], "--folds is from 2 to 80"),
-        (["27", "--labeled", "5", "--hide"], "--hide needs the same unlabeled cases in every fold"),
+        (["27", "--labeled", "5", "--folds", "0"], "--folds is from 1 to 80"),
+        (["27", "--labeled", "5", "--seed", "-1"], "--seed is from 0 to 4294967295, got -1"),
+        (["27", "--labeled", "5", "--group-by", "frame"], "all cases with labels are of one group (patient), frame"),
+        (["27", "--labeled", "5", "--allow-missing"], "--allow-missing does not apply to --labeled"),
+        (["27", "--protocol", "acdc-7", "--seed", "3"], "--seed does not apply to --protocol"),
+        (["27", "--unhide", "--hide"], "--hide does not apply to --unhide"),
+        (
+            ["27", "--labeled", "5", "--hide"],
+            "--hide needs the same unlabeled cases in every fold: take --folds 1, or a",
+        ),
         (["27", "--labeled", "5", "--group-by", "("], "'(' is no regular expression"),
         (["27", "--labeled", "5", "--group-by", "sub-"], "the pattern 'sub-' does not occur in the case id patient"),
         (["26", "--labeled", "5"], "nnU-Net knows no data set '26'"),

@@ -79,6 +79,13 @@ def test_interrupted_anywhere_either_can_be_run_again(dataset, monkeypatch, move
     assert number(dataset) == 4
 
 
+def test_ids_with_special_characters(dataset):
+    (dataset / "labelsTr" / "pat[1].nii.gz").touch()
+    (dataset / "imagesTr" / "pat[1]_0000.nii.gz").touch()
+    hide(dataset, ["pat[1]"])
+    assert (dataset / "imagesUn" / "pat[1]_0000.nii.gz").exists()
+
+
 def test_nothing_is_overwritten(dataset):
     (dataset / "labelsHidden").mkdir()
     (dataset / "labelsHidden" / "case0.nii.gz").write_text("another")

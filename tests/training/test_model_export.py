@@ -1,0 +1,101 @@
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from nnunet_ssl.commands.cli import main
+from nnunet_ssl.training.catalog import all_trainers
+from tests.conftest import DATASET, make_trainer
+
+TRAINERS = all_trainers()
+
+
+def finished_run(dataset, trainer_class, fold=0) -> Path:
+    """Leave the files of a training that is over, and return the model's folder."""
+    trainer = make_trainer(dataset, trainer_class, fold=fold)
+    trainer.initialize()
+    trainer.on_train_start()
+    with torch.no_grad():  # so that the networks of a method differ
+        for weight in trainer.network_for_inference().parameters():
+            weight.mul_(1.5)
+    trainer.inference_allowed_mirroring_axes = (0, 2)
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    trainer.on_train_end()
+    return Path(trainer.output_folder_base)
+
+
+def export(out: Path, trainer_class, *more: str) -> int:
+    return main(["export", "-d", "999", "-c", "3d_fullres", "-tr", trainer_class.__name__, "-o", str(out), *more])
+
+
+def network_of(folder: Path, folds=(0,)) -> nnUNetPredictor:
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
+    predictor.initialize_from_trained_model_folder(str(folder), folds)
+    return predictor
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS, ids=lambda trainer: trainer.__name__)
+def test_exported_model_is_the_network_that_predicts(tiny_dataset, trainer_class, tmp_path, capsys):
+    dataset = tiny_dataset()
+    model = finished_run(dataset, trainer_class)
+    assert export(tmp_path / "model.zip", trainer_class) == 0
+    name = trainer_class.__name__.removeprefix("nnUNetTrainer")
+    assert f"-tr nnUNetTrainer -p nnUNetPlans_{name} -f 0" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "model.zip") as opened:
+        opened.extractall(tmp_path / "results")
+    exported = tmp_path / "results" / DATASET / f"nnUNetTrainer__nnUNetPlans_{name}__3d_fullres"
+    ours, plain = network_of(model), network_of(exported)
+    assert plain.trainer_name == "nnUNetTrainer"
+    assert plain.allowed_mirroring_axes == ours.allowed_mirroring_axes == (0, 2)
+    image = torch.randn(1, 1, 16, 16, 16)
+    ours.network.load_state_dict(ours.list_of_parameters[0])
+    with torch.no_grad():
+        assert torch.equal(ours.network.eval()(image), plain.network.eval()(image))
+
+
+def test_nothing_private_is_in_it(tiny_dataset, tmp_path):
+    dataset = tiny_dataset()
+    model = finished_run(dataset, TRAINERS[0])
+    content = json.loads((model / "dataset.json").read_text())
+    private = {"training": [{"image": "labeled0"}], "converted_by": "Dr. Somebody", "licence": "private"}
+    (model / "dataset.json").write_text(json.dumps(content | private))
+    assert export(tmp_path / "model.zip", TRAINERS[0]) == 0
+    with zipfile.ZipFile(tmp_path / "model.zip") as opened:
+        names = sorted(Path(name).name for name in opened.namelist())
+        everything = b"".join(opened.read(name) for name in opened.namelist())
+        with opened.open(next(name for name in opened.namelist() if name.endswith(".pth"))) as file:
+            checkpoint = torch.load(file, weights_only=True)  # tensors and plain values alone
+    assert names == ["checkpoint_final.pth", "dataset.json", "plans.json"]
+    assert set(checkpoint) == {"network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes"}
+    for word in (b"labeled0", b"Somebody", str(dataset.root).encode(), b"optimizer", b"momentum"):
+        assert word not in everything, word
+
+
+def test_several_folds(tiny_dataset, tmp_path):
+    dataset = tiny_dataset()
+    for fold in (0, 1):
+        finished_run(dataset, TRAINERS[0], fold)
+    assert export(tmp_path / "model.zip", TRAINERS[0], "-f", "0", "1") == 0
+    with zipfile.ZipFile(tmp_path / "model.zip") as opened:
+        assert sum(name.endswith("checkpoint_final.pth") for name in opened.namelist()) == 2
+
+
+def test_faults_are_named_and_no_zip_is_left(tiny_dataset, tmp_path, capsys):
+    dataset = tiny_dataset()
+    out = tmp_path / "model.zip"
+    assert export(out, TRAINERS[0]) == 2
+    assert "there is no trained model" in capsys.readouterr().err
+    model = finished_run(dataset, TRAINERS[0])
+    assert export(out, TRAINERS[0], "-f", "3") == 2
+    assert "checkpoint_final.pth: is its training finished?" in capsys.readouterr().err
+    (model / "fold_0" / "checkpoint_final.pth").write_bytes(b"damaged")
+    assert export(out, TRAINERS[0]) == 2
+    assert "checkpoint_final.pth" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if "model" in path.name] == []
+    out.write_text("mine")
+    assert export(out, TRAINERS[0]) == 2
+    assert "model.zip exists: replace it with --overwrite" in capsys.readouterr().err
+    assert out.read_text() == "mine"
