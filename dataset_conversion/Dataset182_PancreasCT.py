@@ -14,6 +14,7 @@ turned over along y or z where that puts clearly more of the pancreas into soft 
 The 20 test cases of the published split with 62 for training go to imagesTs and labelsTs.
 """
 
+import locale
 import re
 import sys
 from collections.abc import Iterable
@@ -95,17 +96,20 @@ def read_case(scan: Path, label_file: Path) -> Scan:
 
 def read_dicom(folder: Path) -> SimpleITK.Image:
     """Read the one series below a folder; GDCM sorts its slices by position."""
-    reader = SimpleITK.ImageSeriesReader()
     places = sorted({file.parent for file in folder.glob("**/*.dcm")})
-    series = [(place, uid) for place in places for uid in reader.GetGDCMSeriesIDs(str(place))]
-    if len(series) != 1:
-        raise ValueError(f"{folder} holds {len(series)} DICOM series, expected 1")
-    place, uid = series[0]
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(place), uid))
+    before = locale.setlocale(locale.LC_ALL)
     try:
+        reader = SimpleITK.ImageSeriesReader()
+        series = [(place, uid) for place in places for uid in reader.GetGDCMSeriesIDs(str(place))]
+        if len(series) != 1:
+            raise ValueError(f"{folder} holds {len(series)} DICOM series, expected 1")
+        place, uid = series[0]
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(place), uid))
         return reader.Execute()
     except RuntimeError as error:
-        raise ValueError(f"{place} holds a damaged DICOM file: {str(error).splitlines()[-1]}") from error
+        raise ValueError(f"{folder} holds a damaged DICOM file: {str(error).splitlines()[-1]}") from error
+    finally:
+        locale.setlocale(locale.LC_ALL, before)  # GDCM sets "C", with which Python takes text for ASCII
 
 
 def turn_to_fit(image: np.ndarray, label: np.ndarray, label_file: Path) -> np.ndarray:

@@ -3,6 +3,7 @@
 Usage: python -m tests.gloo_harness DATA_ROOT REPORT TRAINER ...
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -37,6 +38,8 @@ def train(rank: int, root: Path, report: Path, port: int, names: list[str]) -> N
     dist.all_gather_object(gathered, results)
     if rank == 0:
         report.write_text(json.dumps({name: [gathered[0][name], gathered[1][name]] for name in names}))
+    gc.collect()  # wrapped networks hold on to the group, which aborts the process when it goes before them
+    dist.barrier()  # nor may one process leave while the other still talks to it
     dist.destroy_process_group()
 
 

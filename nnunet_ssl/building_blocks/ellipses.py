@@ -8,6 +8,8 @@ from scipy.special import ellipe
 from skimage.measure import EllipseModel, find_contours
 from skimage.measure import label as connected_components
 
+THINNEST = 1e-3  # ratio of the axes; what is thinner is a line
+
 
 @dataclass(frozen=True)
 class Ellipse:
@@ -51,14 +53,34 @@ def fit_ellipse(x: np.ndarray, y: np.ndarray) -> Ellipse:
     Raises:
         ValueError: the points lie on no ellipse.
     """
-    with np.errstate(all="ignore"):  # what is no ellipse is told below
-        model = EllipseModel.from_estimate(np.column_stack([x, y]))
-    if not model or not np.isfinite([*model.center, *model.axis_lengths, model.theta]).all():
+    model = estimate(x, y)
+    if model is None:
         raise ValueError("the points lie on no ellipse")
     (center_x, center_y), (a, b), angle = model.center, model.axis_lengths, model.theta
     if b > a:
         a, b, angle = b, a, angle + math.pi / 2
     return Ellipse(float(center_x), float(center_y), float(a), float(b), float(angle % math.pi))
+
+
+def estimate(x: np.ndarray, y: np.ndarray) -> EllipseModel | None:
+    """Return scikit-image's estimate, or None if there is none, or one that is a line.
+
+    When points lie exactly on an ellipse, rounding may leave its eigenvalue problem without a real solution; moved by a
+    billionth of their spread, they have one.
+    """
+    points = np.column_stack([x, y]).astype(float)
+    noise = np.random.default_rng(0).standard_normal(points.shape) * points.std()
+    with np.errstate(all="ignore"):
+        for share in (0.0, 1e-9, 1e-7):
+            try:
+                model = EllipseModel.from_estimate(points + share * noise)
+            except TypeError:  # complex solutions
+                continue
+            values = np.array([*model.center, *model.axis_lengths, model.theta] if model else [np.nan])
+            if np.isrealobj(values) and np.isfinite(values).all():
+                axes = np.sort(np.abs(model.axis_lengths))
+                return model if axes[0] > THINNEST * axes[1] else None
+    return None
 
 
 def ellipse_of_mask(mask: np.ndarray) -> Ellipse:

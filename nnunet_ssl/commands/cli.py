@@ -10,6 +10,7 @@ VERBS = {
     "convert": "convert a public benchmark to nnU-Net's format",
     "split": "divide cases into labeled, unlabeled and validation: published splits, or by patient",
     "preprocess": "preprocess the unlabeled images of a data set (a training does it on first use)",
+    "pseudolabel": "predict the unlabeled scans, and rank them by which to label next",
     "export": "write a trained model for a nnU-Net without this package",
     "evaluate": "measure predictions against references: overlap, surface distances in mm, volumes",
     "hc": "measure head circumferences in predicted masks of fetal ultrasound",

@@ -1,3 +1,5 @@
+import locale
+
 import numpy as np
 import pytest
 import SimpleITK
@@ -60,7 +62,9 @@ def archive(source):
 
 
 def test_dicom_folders(raw, archive):
+    before = locale.setlocale(locale.LC_ALL)
     folder = convert(archive, num_processes=1)
+    assert locale.setlocale(locale.LC_ALL) == before  # which GDCM changes
     assert names(folder / "labelsTr") == [f"PANCREAS_{TRAIN}"]
     assert names(folder / "labelsTs") == [f"PANCREAS_{TEST}"]
     image, label = abdomen()

@@ -1,0 +1,91 @@
+"""Predicting unlabeled scans with a trained model, by nnU-Net's predictor, keeping the probabilities."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_ssl.evaluation.label_priority import Uncertainty, measure_uncertainty
+from nnunet_ssl.training.checkpoints import load_checkpoint_file
+
+
+@dataclass(frozen=True)
+class PoolPrediction:
+    """One predicted scan: labels `(*spatial)`, what to write them with, how uncertain they are, and volumes in ml."""
+
+    labels: np.ndarray
+    properties: dict
+    uncertainty: Uncertainty
+    volumes_ml: dict[str, float]
+
+
+class PoolPredictor:
+    """A trained model, and the other network of its training if it has one."""
+
+    def __init__(self, model: Path, fold: str, checkpoint_name: str, device: torch.device) -> None:
+        self.predictor = nnUNetPredictor(
+            device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False
+        )
+        self.predictor.initialize_from_trained_model_folder(str(model), [fold], checkpoint_name)
+        checkpoint = load_checkpoint_file(model / f"fold_{fold}" / checkpoint_name, torch.device("cpu"))
+        self.weights = checkpoint["network_weights"]
+        self.other_weights = other_network(checkpoint, self.weights)
+        plans = self.predictor.plans_manager
+        self.reader = plans.image_reader_writer_class()
+        self.structures = structures_of(self.predictor.label_manager, self.predictor.dataset_json)
+
+    def predict(self, files: dict[str, list[Path]]) -> Iterator[tuple[str, PoolPrediction]]:
+        """Predict the scans, given the files of each one's channels, one after the other."""
+        for case, channels in files.items():
+            image, properties = self.reader.read_images([str(file) for file in channels])
+            labels, probs = self._run(self.weights, image, properties)
+            masks = self.masks(labels)
+            others = None
+            if self.other_weights is not None:
+                others = self.masks(self._run(self.other_weights, image, properties)[0])
+            is_softmax = not self.predictor.label_manager.has_regions
+            uncertainty = measure_uncertainty(probs, masks, self.channels(), is_softmax, others)
+            voxel_ml = float(np.prod(properties["spacing"])) / 1000
+            volumes = {name: float(mask.sum()) * voxel_ml for name, mask in masks.items()}
+            yield case, PoolPrediction(labels, properties, uncertainty, volumes)
+
+    def write(self, prediction: PoolPrediction, file: Path) -> None:
+        """Write the labels in the data set's format."""
+        self.reader.write_seg(prediction.labels, str(file), prediction.properties)
+
+    def masks(self, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the voxels of each structure."""
+        return {name: np.isin(labels, values) for name, values in self.structures.items()}
+
+    def channels(self) -> dict[str, int]:
+        """Return each structure's channel in the probabilities: background has one only in a softmax."""
+        first = 0 if self.predictor.label_manager.has_regions else 1
+        return {name: index for index, name in enumerate(self.structures, start=first)}
+
+    def _run(self, weights: dict, image: np.ndarray, properties: dict) -> tuple[np.ndarray, np.ndarray]:
+        self.predictor.list_of_parameters = [weights]
+        return self.predictor.predict_single_npy_array(image, properties, save_or_return_probabilities=True)
+
+
+def other_network(checkpoint: dict, weights: dict) -> dict | None:
+    """Return the weights of a second network that the training had, of the same architecture; None without one."""
+    parts = checkpoint.get("nnunet_ssl", {}).get("parts", {})
+    for part in parts.values():
+        if part.keys() == weights.keys() and any(not torch.equal(part[name], weights[name]) for name in weights):
+            return part
+    return None
+
+
+def structures_of(label_manager: LabelManager, dataset_json: dict) -> dict[str, tuple[int, ...]]:
+    """Return labels or regions by name, in the order of the network's channels, without background."""
+    named = {
+        tuple(value) if isinstance(value, list | tuple) else (value,): name
+        for name, value in dataset_json["labels"].items()
+    }
+    wanted = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
+    values = [tuple(value) if isinstance(value, list | tuple) else (value,) for value in wanted]
+    return {named[value]: value for value in values}
