@@ -6,7 +6,9 @@ import re
 import shutil
 import signal
 import subprocess
+import sysconfig
 import time
+import venv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,6 +203,42 @@ def test_every_configuration_and_plans(planned, planner, configuration):
     predict = f"nnUNetv2_predict -d 998 -c {configuration} -f 3 -tr {TRAINER} -p {plans} -device cpu -npp 1 -nps 1"
     planned.run(f"{predict} -i {images} -o {planned.root / f'{plans}_{configuration}'}")
     assert (planned.root / f"{plans}_{configuration}" / "ts0.nii.gz").exists()
+
+
+@pytest.fixture(scope="module")
+def plain_python(tmp_path_factory) -> Path:
+    """Return an interpreter that has nnU-Net and has never heard of this package."""
+    folder = tmp_path_factory.mktemp("plain")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site_packages = Path(subprocess.check_output([python, "-c", code], text=True).strip())
+    # The dependencies are those of the running environment; an editable install there is not seen this way.
+    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    if subprocess.run([python, "-c", "import nnunet_ssl"], capture_output=True).returncode == 0:
+        pytest.skip("this package is installed here in a way that every interpreter sees")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_exported_model_predicts_the_same_without_this_package(planned, plain_python, configuration):
+    planned.run(f"nnUNetv2_train 998 {configuration} 2 -tr {TRAINER} -device cpu", nnUNet_ssl_options=SHORT)
+    images, out = planned.root / "raw" / planned.dataset / "imagesTs", planned.root / f"exported_{configuration}"
+    predict = f"nnUNetv2_predict -d 998 -c {configuration} -f 2 -tr {TRAINER} -device cpu -npp 1 -nps 1"
+    planned.run(f"{predict} -i {images} -o {out}_ours")
+    planned.run(f"nnunet_ssl export -d 998 -c {configuration} -tr {TRAINER} -f 2 -o {out}.zip")
+    shutil.unpack_archive(f"{out}.zip", out)
+    model = out / planned.dataset / f"nnUNetTrainer__nnUNetPlans_MeanTeacher__{configuration}"
+    script = planned.root / "predict_plainly.py"
+    script.write_text(
+        "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder\n"
+        "if __name__ == '__main__':\n    predict_entry_point_modelfolder()\n"
+    )
+    arguments = f"-m {model} -f 2 -device cpu -npp 1 -nps 1 -i {images} -o {out}_plain"
+    planned.run(f"{plain_python} {script} {arguments}", nnUNet_extTrainer="")
+    ours, plain = (SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(f"{out}_{n}/ts0.nii.gz")) for n in ("ours", "plain"))
+    np.testing.assert_array_equal(ours, plain)
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real hippocampus data is not here")
