@@ -14,7 +14,6 @@ turned over along y or z where that puts clearly more of the pancreas into soft 
 The 20 test cases of the published split with 62 for training go to imagesTs and labelsTs.
 """
 
-import locale
 import re
 import sys
 from collections.abc import Iterable
@@ -26,7 +25,7 @@ import SimpleITK
 
 from nnunet_ssl.conversion.command_line import conversion_parser, run_conversion
 from nnunet_ssl.conversion.raw_dataset import Case, Description, Role, Scan, write_raw_dataset
-from nnunet_ssl.data.image_files import read_image
+from nnunet_ssl.data.image_files import kept_locale, read_image
 from nnunet_ssl.splits.protocols import load_benchmark
 
 DESCRIPTION = Description(
@@ -97,19 +96,17 @@ def read_case(scan: Path, label_file: Path) -> Scan:
 def read_dicom(folder: Path) -> SimpleITK.Image:
     """Read the one series below a folder; GDCM sorts its slices by position."""
     places = sorted({file.parent for file in folder.glob("**/*.dcm")})
-    before = locale.setlocale(locale.LC_ALL)
-    try:
+    with kept_locale():
         reader = SimpleITK.ImageSeriesReader()
         series = [(place, uid) for place in places for uid in reader.GetGDCMSeriesIDs(str(place))]
         if len(series) != 1:
             raise ValueError(f"{folder} holds {len(series)} DICOM series, expected 1")
         place, uid = series[0]
         reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(place), uid))
-        return reader.Execute()
-    except RuntimeError as error:
-        raise ValueError(f"{folder} holds a damaged DICOM file: {str(error).splitlines()[-1]}") from error
-    finally:
-        locale.setlocale(locale.LC_ALL, before)  # GDCM sets "C", with which Python takes text for ASCII
+        try:
+            return reader.Execute()
+        except RuntimeError as error:
+            raise ValueError(f"{place} holds a damaged DICOM file: {str(error).splitlines()[-1]}") from error
 
 
 def turn_to_fit(image: np.ndarray, label: np.ndarray, label_file: Path) -> np.ndarray:

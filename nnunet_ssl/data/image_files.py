@@ -1,6 +1,9 @@
 """Reading image files so that a damaged one is never taken for a good one."""
 
+import locale
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel
@@ -21,6 +24,19 @@ def refuse_damaged_nifti(file: Path) -> None:
             if getattr(error, "errno", None) is not None:
                 raise
             raise ValueError(f"{file.name} is cut off or damaged ({' '.join(str(error).split())})") from error
+
+
+@contextmanager
+def kept_locale() -> Iterator[None]:
+    """Keep the process's locale: GDCM, with which ITK reads and writes DICOM, sets "C".
+
+    With that Python would take text files for ASCII from then on.
+    """
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def read_image(file: Path) -> SimpleITK.Image:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from nnunet_ssl.data.image_files import kept_locale
 from nnunet_ssl.dataset_conversion.Dataset182_PancreasCT import convert
 from tests.dataset_conversion.conftest import (
     assert_nothing_left,
@@ -49,7 +50,8 @@ def write_dicom(image: np.ndarray, folder) -> None:
         writer = SimpleITK.ImageFileWriter()
         writer.KeepOriginalImageUIDOn()
         writer.SetFileName(str(folder / f"{(7 * index) % 10}.dcm"))
-        writer.Execute(slice_)
+        with kept_locale():
+            writer.Execute(slice_)
 
 
 @pytest.fixture
