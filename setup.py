@@ -82,7 +82,7 @@ setup(
         "nnunet_ssl.dataset_conversion",
     ],
     package_dir={"nnunet_ssl.trainers": "trainers", "nnunet_ssl.dataset_conversion": "dataset_conversion"},
-    package_data={"nnunet_ssl.splits": ["protocols/*.json"]},
+    package_data={"nnunet_ssl.splits": ["protocols/*.json"], "nnunet_ssl.evaluation": ["templates/*.j2"]},
     install_requires=[
         "nnunetv2>=2.8,<2.9",
         "torch>=2.3",
@@ -92,6 +92,7 @@ setup(
         "blosc2>=3.3.2",
         "filelock>=3.12",
         "h5py>=3.10",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
         "nibabel>=5",
         "packaging>=23",

@@ -11,6 +11,7 @@ VERBS = {
     "split": "divide cases into labeled, unlabeled and validation: published splits, or by patient",
     "preprocess": "preprocess the unlabeled images of a data set (a training does it on first use)",
     "pseudolabel": "predict the unlabeled scans, and rank them by which to label next",
+    "report": "compare all trainings of a data set on one page",
     "export": "write a trained model for a nnU-Net without this package",
     "evaluate": "measure predictions against references: overlap, surface distances in mm, volumes",
     "hc": "measure head circumferences in predicted masks of fetal ultrasound",

@@ -1,0 +1,134 @@
+"""The trained results of a data set, as nnU-Net leaves them in nnUNet_results."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_ssl.data.unlabeled_pool import split_digest
+from nnunet_ssl.evaluation.folders import Row, Structures, cases_of, evaluate_folders
+from nnunet_ssl.training.checkpoints import load_checkpoint_file
+
+BASELINE = re.compile(r"nnUNetTrainer(_\d+epochs?)?")  # nnU-Net's own, and its lengths
+FINAL = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished fold of one trainer.
+
+    Attributes:
+        trainer: its name.
+        configuration: for example "3d_fullres".
+        fold: number, or "all".
+        folder: where its files lie.
+        cases: its validation cases, by the split.
+        labeled: how many training cases.
+        unlabeled: the cases named as unlabeled by the split.
+        digest: hash of the split.
+        pseudo_dice: of each epoch, nnU-Net's.
+        minutes: of training.
+        options: those it was trained with; empty for trainers that have none.
+    """
+
+    trainer: str
+    configuration: str
+    fold: str
+    folder: Path
+    cases: tuple[str, ...]
+    labeled: int
+    unlabeled: tuple[str, ...]
+    digest: str
+    pseudo_dice: tuple[float, ...]
+    minutes: float
+    options: dict[str, object]
+
+
+@dataclass(frozen=True)
+class FoundRuns:
+    """All runs of a data set, and what a reader of the report should be warned of."""
+
+    runs: list[Run]
+    warnings: list[str]
+
+
+def find_runs(results: Path, preprocessed: Path, configuration: str, plans: str) -> FoundRuns:
+    """Return the finished runs of a data set, the baseline's first.
+
+    Args:
+        results: the data set's folder in nnUNet_results.
+        preprocessed: its folder in nnUNet_preprocessed, with splits_final.json.
+        configuration: for example "3d_fullres".
+        plans: plans identifier.
+
+    Raises:
+        ValueError: there is no finished run, or no split.
+    """
+    file = preprocessed / "splits_final.json"
+    if not file.exists():
+        raise ValueError(f"there is no {file}: a report needs the split that the trainings used")
+    splits = json.loads(file.read_text())
+    runs, warnings = [], []
+    for folder in sorted(results.glob(f"*__{plans}__{configuration}/fold_*")):
+        trainer, fold = folder.parent.name.partition("__")[0], folder.name.removeprefix("fold_")
+        if not (folder / FINAL).exists() or not (folder / "validation").is_dir():
+            warnings.append(f"{trainer}, fold {fold}: the training is not finished, left out")
+        elif fold == "all" or int(fold) >= len(splits):
+            warnings.append(f"{trainer}, fold {fold}: the split has no such fold, left out")
+        else:
+            runs.append(read_run(folder, trainer, configuration, fold, splits[int(fold)]))
+    if not runs:
+        raise ValueError(f"there is no finished training of {configuration}, {plans} in {results}")
+    runs.sort(key=lambda run: (not BASELINE.fullmatch(run.trainer), run.trainer, run.fold))
+    return FoundRuns(runs, warnings + warnings_about(runs))
+
+
+def read_run(folder: Path, trainer: str, configuration: str, fold: str, split: dict) -> Run:
+    """Read what the checkpoint knows of a run."""
+    import torch
+
+    checkpoint = load_checkpoint_file(folder / FINAL, torch.device("cpu"))
+    log = checkpoint["logging"]
+    epochs = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=False)
+    unlabeled = tuple(split.get("unlabeled") or ())
+    return Run(
+        trainer=trainer,
+        configuration=configuration,
+        fold=fold,
+        folder=folder,
+        cases=tuple(sorted(split["val"])),
+        labeled=len(split["train"]),
+        unlabeled=unlabeled,
+        digest=split_digest(split["train"], split["val"], unlabeled),
+        pseudo_dice=tuple(map(float, log["mean_fg_dice"])),
+        minutes=sum(end - start for start, end in epochs) / 60,
+        options=dict(checkpoint.get("nnunet_ssl", {}).get("options", {})),
+    )
+
+
+def warnings_about(runs: list[Run]) -> list[str]:
+    """Return what makes runs hard to compare."""
+    found = []
+    for run in runs:
+        if both := sorted(set(run.cases) & set(run.unlabeled)):
+            found.append(f"{run.trainer}, fold {run.fold}: validation cases were unlabeled cases: {', '.join(both)}")
+    folds = {trainer: {run.fold for run in runs if run.trainer == trainer} for trainer in {r.trainer for r in runs}}
+    if not any(map(BASELINE.fullmatch, folds)):
+        found.append("there is no finished nnUNetTrainer, so that nothing can be compared with labeled-only training")
+    if len(set(map(frozenset, folds.values()))) > 1:
+        text = "; ".join(f"{trainer}: {', '.join(sorted(of))}" for trainer, of in sorted(folds.items()))
+        found.append(f"the trainers have different folds ({text}); differences are over the cases that both have")
+    lengths = {len(run.pseudo_dice) for run in runs}
+    if len(lengths) > 1:
+        found.append(f"the trainings have different numbers of epochs: {', '.join(map(str, sorted(lengths)))}")
+    return found
+
+
+def evaluate_run(run: Run, references: Path, structures: Structures, num_processes: int) -> list[Row]:
+    """Compare the run's validation predictions, of the split's cases only, with their references."""
+    there = set(cases_of(run.folder / "validation", structures.ending))
+    missing = sorted(set(run.cases) - there)
+    if missing:
+        raise ValueError(f"{run.folder / 'validation'} lacks {missing[0]}: nnUNetv2_train ... {run.fold} --val")
+    predictions = run.folder / "validation"
+    return evaluate_folders(references, predictions, structures, num_processes=num_processes, cases=run.cases)
