@@ -10,6 +10,7 @@ VERBS = {
     "convert": "convert a public benchmark to nnU-Net's format",
     "split": "divide cases into labeled, unlabeled and validation: published splits, or by patient",
     "preprocess": "preprocess the unlabeled images of a data set (a training does it on first use)",
+    "preview": "show what a trained network is taught on unlabeled patches",
     "pseudolabel": "predict the unlabeled scans, and rank them by which to label next",
     "report": "compare all trainings of a data set on one page",
     "export": "write a trained model for a nnU-Net without this package",

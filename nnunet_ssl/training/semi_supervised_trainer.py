@@ -18,7 +18,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions, SoftmaxLabels
-from nnunet_ssl.building_blocks.teaching import foreground_shares, teaching_statistics
+from nnunet_ssl.building_blocks.teaching import CONFIDENT, foreground_shares, teaching_statistics
 from nnunet_ssl.data.loaders import (
     LabeledBatch,
     TwoStreamLoader,
@@ -37,10 +37,12 @@ from nnunet_ssl.training.checkpoints import load_checkpoint_file, load_intact, p
 from nnunet_ssl.training.curves import Curves
 from nnunet_ssl.training.epoch_progress import EpochProgress
 from nnunet_ssl.training.options import ENVIRONMENT_VARIABLE, allowed_options, merge_options, parse_options
+from nnunet_ssl.training.teaching_preview import draw_teaching
 
 Losses = dict[str, Tensor]
 
 OBSERVE_EVERY = 25  # steps: often enough for a curve, too seldom to cost time
+PREVIEW_EVERY = 50  # epochs
 STREAMS = {"labeled": 0, "unlabeled": 1, "validation": 2, "step": 3, "network": 4}  # each draws its own random numbers
 
 
@@ -63,6 +65,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     seed: int | None = None  # None: not reproducible, as nnU-Net
     init_checkpoint: str | None = None  # start from all weights of this nnU-Net checkpoint, output layers included
     max_nonfinite_steps = 10  # so many losses in a row that are not finite stop the run; ours
+    previews = 0  # 1: a picture of what is taught, every 50 epochs; see nnunet_ssl.training.teaching_preview
     changes_supervised_term = False  # whether the method's supervised loss is by its nature another than nnU-Net's
 
     # ---- what a method writes, and what it writes it with ----
@@ -335,6 +338,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         started = time.perf_counter()
         labeled, unlabeled = batches_on_device(batch, self.device)
         self.step_records = {}
+        if self.previews:
+            self.last_unlabeled = unlabeled
         self.optimizer.zero_grad(set_to_none=True)
         terms = self._backpropagate(labeled, unlabeled)
         norm = self._clip_gradients()
@@ -495,11 +500,27 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def on_epoch_end(self) -> None:
         """Log the epoch's curves, then end it as nnU-Net does, which may save them, then draw them."""
         self._log_curves()
+        if self.previews and self.local_rank == 0 and self.current_epoch % PREVIEW_EVERY == 0:
+            self.draw_preview(
+                self.last_unlabeled, Path(self.output_folder, "previews", f"epoch_{self.current_epoch:04d}.png")
+            )
         super().on_epoch_end()
         if self.local_rank == 0:
             folder = Path(self.output_folder)
             self.curves.write_csv(folder / "progress_ssl.csv")
             self.curves.plot(folder / "progress_ssl.png", f"{type(self).__name__}, fold {self.fold}")
+
+    def draw_preview(self, unlabeled: UnlabeledBatch, file: Path) -> None:
+        """Draw the views of unlabeled patches, their pseudo-labels by the inference network, and what is accepted."""
+        image = unlabeled.weak if unlabeled.weak is not None else unlabeled.strong
+        with torch.no_grad(), self.network_in_place(self.network_for_inference()):
+            self.network.eval()
+            self.set_deep_supervision_enabled(False)
+            with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+                probs = self.probabilities(self.network(image))
+        threshold = getattr(self, "confidence_threshold", CONFIDENT)
+        title = f"{type(self).__name__}, fold {self.fold}, epoch {self.current_epoch}"
+        draw_teaching(self.label_space, unlabeled, probs, threshold, file, title)
 
     def _log_curves(self) -> None:
         values = {name: float(np.mean(values)) for name, values in self.epoch_records.items() if name != "step_seconds"}

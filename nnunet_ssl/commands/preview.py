@@ -1,0 +1,60 @@
+"""Show what a trained network is taught: views, pseudo-labels and accepted voxels of some unlabeled patches.
+
+The picture is made with the settings, augmentation and weights of a checkpoint. In a training the option previews=1
+makes one every 50 epochs, in the folder `previews` beside the checkpoints.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments, as nnUNetv2_train has them."""
+    parser.add_argument("-d", required=True, metavar="DATASET", help="data set: id or name")
+    parser.add_argument("-c", default="3d_fullres", metavar="CONFIGURATION", help="default: 3d_fullres")
+    parser.add_argument("-tr", required=True, metavar="TRAINER")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: nnUNetPlans)")
+    parser.add_argument("-f", default="0", metavar="FOLD", help="fold, or all (default: 0)")
+    parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
+    parser.add_argument("-device", default="cuda", choices=("cpu", "cuda", "mps"), help="default: cuda")
+    parser.add_argument("-o", default="preview.png", metavar="FILE", help="the picture to write (default: preview.png)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw one batch of unlabeled patches."""
+    from nnunet_ssl.commands.preprocess import check_environment, dataset_name
+
+    check_environment()
+    if not os.environ.get("nnUNet_results"):
+        raise ValueError("nnUNet_results not set: export nnUNet_results=/path/to/folder")
+    name = dataset_name(options.d)
+    model = Path(os.environ["nnUNet_results"], name, f"{options.tr}__{options.p}__{options.c}")
+    checkpoint = model / f"fold_{options.f}" / options.chk
+    if not checkpoint.is_file():
+        raise ValueError(f"there is no {checkpoint}")
+    os.environ["nnUNet_n_proc_DA"] = "0"  # for one batch no worker processes
+    os.environ.pop("nnUNet_ssl_options", None)  # those of the checkpoint count
+
+    import torch
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    from nnunet_ssl.data.loaders import batches_on_device, close_loader
+    from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
+
+    device = torch.device(options.device)
+    fold = options.f if options.f == "all" else int(options.f)
+    trainer = get_trainer_from_args(name, options.c, fold, options.tr, options.p, device=device)
+    if not isinstance(trainer, SemiSupervisedTrainer):
+        raise ValueError(f"{options.tr} is not semi-supervised: there is nothing that it is taught on unlabeled scans")
+    trainer.initialize()
+    trainer.load_checkpoint(str(checkpoint))
+    loaders = trainer.get_dataloaders()
+    try:
+        _, unlabeled = batches_on_device(next(loaders[0]), device)
+    finally:
+        for loader in loaders:
+            close_loader(loader)
+    trainer.draw_preview(unlabeled, Path(options.o))
+    print(f"{options.o}: {', '.join(unlabeled.keys)}")
+    return 0

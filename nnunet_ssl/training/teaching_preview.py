@@ -1,0 +1,74 @@
+"""Pictures of what a network is taught on unlabeled patches."""
+
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nnunet_ssl.building_blocks.label_space import LabelSpace
+from nnunet_ssl.data.loaders import UnlabeledBatch
+
+MOST_PATCHES = 4
+
+
+@torch.no_grad()
+def draw_teaching(
+    space: LabelSpace, unlabeled: UnlabeledBatch, probs: Tensor, threshold: float, file: Path, title: str
+) -> None:
+    """Draw a row for each of some patches: its views, the pseudo-label, and the pseudo-label where it is accepted.
+
+    Of a 3-D patch the slice is shown that has the most pseudo-label foreground.
+
+    Args:
+        space: what the channels mean.
+        unlabeled: the patches.
+        probs: probabilities (B, C, *spatial) from which pseudo-labels are made.
+        threshold: a voxel is accepted where the confidence of all channels is above it.
+        file: the PNG to write.
+        title: above the picture.
+    """
+    views = {name: view for name in ("weak", "strong") if (view := getattr(unlabeled, name)) is not None}
+    labels = label_map(space, probs)
+    accepted = (space.confidence(probs) > threshold).all(1)
+    names = [*views, "pseudo-label", f"accepted (confidence > {threshold:g})"]
+    patches = min(MOST_PATCHES, len(labels))
+    channels = range(space.num_channels)[space.foreground]
+    colors = ListedColormap([f"C{channel % 10}" for channel in range(len(channels))])
+    with matplotlib.style.context("default"):  # nnU-Net's own plot sets huge fonts for the whole process
+        figure = Figure(figsize=(3.2 * len(names), 3.3 * patches + 0.5), layout="constrained")
+        figure.suptitle(title)
+        for row, axes in enumerate(figure.subplots(patches, len(names), squeeze=False)):
+            where = shown_slice(labels[row])
+            background = {name: view[row, 0][where].float().cpu().numpy() for name, view in views.items()}
+            label = labels[row][where].cpu().numpy()
+            kept = accepted[row][where].cpu().numpy()
+            layers = [None] * len(views) + [label, np.where(kept, label, 0)]
+            images = [*background.values(), *[next(iter(background.values()))] * 2]
+            for axis, name, image, layer in zip(axes, names, images, layers, strict=True):
+                axis.imshow(image, cmap="gray")
+                if layer is not None:
+                    masked = np.ma.masked_equal(layer, 0)
+                    axis.imshow(masked, cmap=colors, vmin=1, vmax=len(channels), alpha=0.55, interpolation="nearest")
+                axis.set_title(name, fontsize="small")
+                axis.set_xlabel("voxels")
+            share = float(accepted[row].float().mean())
+            axes[-1].set_title(f"{names[-1]}: {share:.0%} of the patch", fontsize="small")
+            axes[0].set_ylabel(unlabeled.keys[row])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=90)
+
+
+def label_map(space: LabelSpace, probs: Tensor) -> Tensor:
+    """Return 0 for background and n for the n-th foreground channel, (B, *spatial); of several regions the last."""
+    maps = space.one_hot(space.pseudo_label(probs))[:, space.foreground]
+    numbers = torch.arange(1, maps.shape[1] + 1, device=maps.device).view(1, -1, *[1] * (maps.ndim - 2))
+    return (maps * numbers).amax(1)
+
+
+def shown_slice(labels: Tensor) -> int | slice:
+    """Return the index of the slice (Z, Y, X) with the most foreground; of a plane (Y, X) all of it."""
+    return int((labels > 0).sum((1, 2)).argmax()) if labels.ndim == 3 else slice(None)

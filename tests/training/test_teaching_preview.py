@@ -1,0 +1,51 @@
+import matplotlib.image
+import pytest
+import torch
+
+from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
+from nnunet_ssl.commands.cli import main
+from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+from nnunet_ssl.training.teaching_preview import label_map, shown_slice
+from tests.conftest import assert_equal_weights, make_trainer, parameters_of
+from tests.training.test_model_export import finished_run
+
+
+def test_map_of_labels_and_of_regions():
+    probs = torch.tensor([[0.8, 0.1, 0.2], [0.1, 0.7, 0.2], [0.1, 0.2, 0.6]])[None]
+    assert label_map(SoftmaxLabels(3), probs).tolist() == [[0, 1, 2]]
+    whole, core = torch.tensor([[0.9, 0.9, 0.1], [0.8, 0.2, 0.3]])
+    assert label_map(SigmoidRegions(2), torch.stack([whole, core])[None]).tolist() == [[2, 1, 0]]
+
+
+def test_slice_with_most_foreground():
+    labels = torch.zeros(4, 5, 5)
+    labels[2, :3] = 1
+    assert shown_slice(labels) == 2
+    assert shown_slice(labels[2]) == slice(None)
+
+
+@pytest.mark.parametrize("cell", [{"dim": 2}, {"dim": 3}, {"regions": True, "num_classes": 4}], ids=str)
+def test_training_with_previews_is_the_same_training(tiny_dataset, cell):
+    weights = []
+    for previews in (0, 1):
+        dataset = tiny_dataset(**cell)
+        trainer = make_trainer(dataset, nnUNetTrainerMeanTeacher, seed=1, **({"previews": 1} if previews else {}))
+        trainer.run_training()
+        weights.append(parameters_of(trainer.network))
+        files = [path.name for path in (dataset.root / "results").rglob("previews/*")]
+        assert files == (["epoch_0000.png"] if previews else [])
+    assert_equal_weights(*weights)
+
+
+def test_preview_of_a_checkpoint(tiny_dataset, tmp_path, capsys):
+    dataset = tiny_dataset()
+    finished_run(dataset, nnUNetTrainerMeanTeacher)
+    out = tmp_path / "pictures" / "preview.png"
+    arguments = ["-d", "999", "-tr", "nnUNetTrainerMeanTeacher", "-device", "cpu", "-o", str(out)]
+    assert main(["preview", *arguments]) == 0
+    pixels = matplotlib.image.imread(out)
+    assert pixels.shape[1] > pixels.shape[0] > 300  # two patches, four pictures each
+    assert pixels[..., :3].std() > 0.05
+    assert f"{out}: unlabeled" in capsys.readouterr().out
+    assert main(["preview", *arguments, "-f", "1"]) == 2
+    assert "there is no" in capsys.readouterr().err
