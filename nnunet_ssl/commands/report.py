@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
         for trainer, folder in folders.items():
             results[trainer] = evaluate_folders(references, folder, structures, num_processes=options.np)
         shown = {
-            trainer: dict.fromkeys(report.dice_by_case(results[trainer]), folder) for trainer, folder in folders.items()
+            name: {case: folder / f"{case}{structures.ending}" for case in report.dice_by_case(results[name])}
+            for name, folder in folders.items()
         }
     else:
         if not os.environ.get("nnUNet_results"):
@@ -66,7 +67,9 @@ def run(options: argparse.Namespace) -> int:
         shown = {}
         for one in runs:
             results.setdefault(one.trainer, []).extend(evaluate_run(one, references, structures, options.np))
-            shown.setdefault(one.trainer, {}).update(dict.fromkeys(one.cases, one.folder / "validation"))
+            shown.setdefault(one.trainer, {}).update(
+                {one.key(case): one.folder / "validation" / f"{case}{structures.ending}" for case in one.cases}
+            )
     with matplotlib.style.context("default"):  # nnU-Net's own plot sets huge fonts for the whole process
         pictures = [report.box_plots(results), *([report.curves(runs)] if runs else [])]
         pictures += previews(results, shown, references, raw, structures)
@@ -108,14 +111,15 @@ def previews(
     pictures = []
     for trainer in results:
         for which, case in chosen_cases(dice[trainer]).items():
-            file = image_file(raw, case, structures.ending)
+            file_name = shown[trainer][case].name
+            file = image_file(raw, file_name.removesuffix(structures.ending), structures.ending)
             if file is None:
                 continue
             image = read_image(file)
-            layers = {"reference": references / f"{case}{structures.ending}"}
+            layers = {"reference": references / file_name}
             for name in dict.fromkeys((baseline, trainer)):
                 if case in shown[name]:
-                    layers[f"{name}\nDice {dice[name][case]:.3f}"] = shown[name][case] / f"{case}{structures.ending}"
+                    layers[f"{name}\nDice {dice[name][case]:.3f}"] = shown[name][case]
             labels = {title: SimpleITK.GetArrayFromImage(read_image(path)) for title, path in layers.items()}
             voxels = SimpleITK.GetArrayFromImage(image)
             names = {value[0]: name for name, value in structures.values.items() if len(value) == 1}

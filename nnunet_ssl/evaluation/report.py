@@ -131,7 +131,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
             run.trainer,
             run.fold,
             str(run.labeled),
-            str(len(run.unlabeled)) if run.unlabeled else "imagesUn",
+            "–" if not run.is_semi_supervised else str(len(run.unlabeled)) if run.unlabeled else "imagesUn",
             str(len(run.cases)),
             run.digest,
             str(len(run.pseudo_dice)),

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnunet_ssl.data.unlabeled_pool import split_digest
@@ -29,6 +29,7 @@ class Run:
         pseudo_dice: of each epoch, nnU-Net's.
         minutes: of training.
         options: those it was trained with; empty for trainers that have none.
+        is_semi_supervised: whether it is a trainer of this package, and so used unlabeled cases.
     """
 
     trainer: str
@@ -42,6 +43,11 @@ class Run:
     pseudo_dice: tuple[float, ...]
     minutes: float
     options: dict[str, object]
+    is_semi_supervised: bool
+
+    def key(self, case: str) -> str:
+        """Return a name of a case that is its own in every fold: several folds may validate on one case."""
+        return f"{case} (fold {self.fold})"
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ def find_runs(results: Path, preprocessed: Path, configuration: str, plans: str)
     if not runs:
         raise ValueError(f"there is no finished training of {configuration}, {plans} in {results}")
     runs.sort(key=lambda run: (not BASELINE.fullmatch(run.trainer), run.trainer, run.fold))
-    return FoundRuns(runs, warnings + warnings_about(runs))
+    runs, left_out = in_common_folds(runs)
+    return FoundRuns(runs, warnings + left_out + warnings_about(runs))
 
 
 def read_run(folder: Path, trainer: str, configuration: str, fold: str, split: dict) -> Run:
@@ -103,7 +110,22 @@ def read_run(folder: Path, trainer: str, configuration: str, fold: str, split: d
         pseudo_dice=tuple(map(float, log["mean_fg_dice"])),
         minutes=sum(end - start for start, end in epochs) / 60,
         options=dict(checkpoint.get("nnunet_ssl", {}).get("options", {})),
+        is_semi_supervised="nnunet_ssl" in checkpoint,
     )
+
+
+def in_common_folds(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Return the runs of the folds that all trainers have finished, and what was left out; all runs if there are none.
+
+    Another fold may have other labeled cases or more of them, and would tilt every mean.
+    """
+    folds = [{run.fold for run in runs if run.trainer == trainer} for trainer in {run.trainer for run in runs}]
+    common = set.intersection(*folds)
+    if not common:
+        return runs, ["the trainers have no fold in common, so that their numbers are of different cases"]
+    left_out = [run for run in runs if run.fold not in common]
+    lines = [f"{run.trainer}, fold {run.fold}: left out, not every trainer has finished it" for run in left_out]
+    return [run for run in runs if run.fold in common], lines
 
 
 def warnings_about(runs: list[Run]) -> list[str]:
@@ -112,12 +134,8 @@ def warnings_about(runs: list[Run]) -> list[str]:
     for run in runs:
         if both := sorted(set(run.cases) & set(run.unlabeled)):
             found.append(f"{run.trainer}, fold {run.fold}: validation cases were unlabeled cases: {', '.join(both)}")
-    folds = {trainer: {run.fold for run in runs if run.trainer == trainer} for trainer in {r.trainer for r in runs}}
-    if not any(map(BASELINE.fullmatch, folds)):
+    if not any(BASELINE.fullmatch(run.trainer) for run in runs):
         found.append("there is no finished nnUNetTrainer, so that nothing can be compared with labeled-only training")
-    if len(set(map(frozenset, folds.values()))) > 1:
-        text = "; ".join(f"{trainer}: {', '.join(sorted(of))}" for trainer, of in sorted(folds.items()))
-        found.append(f"the trainers have different folds ({text}); differences are over the cases that both have")
     lengths = {len(run.pseudo_dice) for run in runs}
     if len(lengths) > 1:
         found.append(f"the trainings have different numbers of epochs: {', '.join(map(str, sorted(lengths)))}")
@@ -125,10 +143,11 @@ def warnings_about(runs: list[Run]) -> list[str]:
 
 
 def evaluate_run(run: Run, references: Path, structures: Structures, num_processes: int) -> list[Row]:
-    """Compare the run's validation predictions, of the split's cases only, with their references."""
+    """Compare the run's validation predictions, of the split's cases only; the rows carry the run's own keys."""
     there = set(cases_of(run.folder / "validation", structures.ending))
     missing = sorted(set(run.cases) - there)
     if missing:
         raise ValueError(f"{run.folder / 'validation'} lacks {missing[0]}: nnUNetv2_train ... {run.fold} --val")
     predictions = run.folder / "validation"
-    return evaluate_folders(references, predictions, structures, num_processes=num_processes, cases=run.cases)
+    rows = evaluate_folders(references, predictions, structures, num_processes=num_processes, cases=run.cases)
+    return [replace(row, case=run.key(row.case)) for row in rows]

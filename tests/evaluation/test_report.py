@@ -87,7 +87,7 @@ def test_numbers_of_the_page_are_those_of_the_csv(place):
     page = report(place)
     rows = rows_of_csv(place)
     assert len(rows) == 2 * 6 * 2
-    assert {row["case"] for row in rows} == set(CASES)  # nothing stale
+    assert {row["case"] for row in rows} == {f"{case} (fold {i // 3})" for i, case in enumerate(CASES)}  # nothing stale
     table = table_of(page, "metrics")
     assert [line[:3] for line in table[1:]] == [
         ["nnUNetTrainer", "organ", "6"],
@@ -101,7 +101,7 @@ def test_numbers_of_the_page_are_those_of_the_csv(place):
             assert cell == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
     dice = {
         trainer: np.array(
-            [[float(r["dice"]) for r in rows if (r["trainer"], r["case"]) == (trainer, c)] for c in CASES]
+            [[float(r["dice"]) for r in rows if r["trainer"] == trainer and r["case"].startswith(c)] for c in CASES]
         )
         for trainer in ("nnUNetTrainer", OURS)
     }
@@ -118,8 +118,8 @@ def test_page_stands_alone_and_says_what_was_trained(place):
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
     runs = table_of(page, "runs")
     assert [row[:5] for row in runs[1:]] == [
-        ["nnUNetTrainer", "0", "2", "2", "3"],
-        ["nnUNetTrainer", "1", "2", "imagesUn", "3"],
+        ["nnUNetTrainer", "0", "2", "–", "3"],
+        ["nnUNetTrainer", "1", "2", "–", "3"],
         [OURS, "0", "2", "2", "3"],
         [OURS, "1", "2", "imagesUn", "3"],
     ]
@@ -138,13 +138,29 @@ def test_warnings(place, capsys):
     for warning in (
         f"{OURS}, fold 1: the training is not finished, left out",
         "nnUNetTrainer, fold 0: validation cases were unlabeled cases: case1",
-        "the trainers have different folds",
+        "nnUNetTrainer, fold 1: left out, not every trainer has finished it",
     ):
         assert warning in page
         assert f"warning: {warning}" in capsys.readouterr().out or warning in page
     assert table_of(page, "differences")[1][1] == "3"
     shutil.rmtree(results / "nnUNetTrainer__nnUNetPlans__3d_fullres")
     assert "there is no finished nnUNetTrainer" in report(place)
+
+
+def test_cases_that_two_folds_validate_on_stay_apart(place):
+    """Fold 1 validates on the cases of fold 0, perfectly: each of its cases counts beside the other's, not instead."""
+    splits = json.loads((place / "preprocessed" / DATASET / "splits_final.json").read_text())
+    splits[1]["val"] = CASES[:3]
+    (place / "preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(splits))
+    for trainer in ("nnUNetTrainer", OURS):
+        folder = place / "results" / DATASET / f"{trainer}__nnUNetPlans__3d_fullres" / "fold_1" / "validation"
+        for index, case in enumerate(CASES[:3]):
+            write(folder / f"{case}.nii.gz", labels_of(index))
+    page = report(place)
+    assert table_of(page, "differences")[1][1] == "6"
+    perfect = [row for row in rows_of_csv(place) if row["case"].endswith("(fold 1)")]
+    assert len(perfect) == 12
+    assert {row["dice"] for row in perfect} == {"1.0"}
 
 
 def test_predictions_of_a_test_set(place):
