@@ -215,7 +215,7 @@ def plain_python(tmp_path_factory) -> Path:
     site_packages = Path(subprocess.check_output([python, "-c", code], text=True).strip())
     # The dependencies are those of the running environment; an editable install there is not seen this way.
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    if subprocess.run([python, "-c", "import nnunet_ssl"], capture_output=True).returncode == 0:
+    if subprocess.run([python, "-c", "import nnunet_ssl"], capture_output=True, cwd=folder).returncode == 0:
         pytest.skip("this package is installed here in a way that every interpreter sees")
     return python
 
