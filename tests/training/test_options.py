@@ -20,6 +20,7 @@ def test_allowed_are_the_public_attributes_and_nnunets_settings():
         "seed": int,
         "init_checkpoint": str,
         "max_nonfinite_steps": int,
+        "previews": int,
         "ema_decay": float,
         "predict_with": str,
         "consistency_weight": float,
