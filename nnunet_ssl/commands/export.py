@@ -7,7 +7,6 @@ plans says which trainer made it, so that it does not take the place of the rece
 """
 
 import argparse
-import os
 from pathlib import Path
 
 
@@ -25,20 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the zip and say how it is used."""
-    if not os.environ.get("nnUNet_results"):
-        raise ValueError("nnUNet_results not set: export nnUNet_results=/path/to/folder")
     target = Path(options.o)
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: replace it with --overwrite, or name another with -o")
 
-    from nnunet_ssl.commands.preprocess import dataset_name
+    from nnunet_ssl.commands.trained_models import model_folder
     from nnunet_ssl.training.model_export import export_model, exported_names
 
-    dataset = dataset_name(options.d)
+    dataset, model = model_folder(options)
     names = exported_names(options.tr, options.p)
-    model = Path(os.environ["nnUNet_results"], dataset, f"{options.tr}__{options.p}__{options.c}")
-    if not model.is_dir():
-        raise ValueError(f"there is no trained model {model}")
     export_model(model, options.f, options.chk, dataset, names, target)
     print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB, without optimiser, host names, paths and case ids\n")
     print(

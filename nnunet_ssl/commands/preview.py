@@ -23,16 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw one batch of unlabeled patches."""
-    from nnunet_ssl.commands.preprocess import check_environment, dataset_name
+    from nnunet_ssl.commands.preprocess import check_environment
+    from nnunet_ssl.commands.trained_models import model_checkpoint
 
     check_environment()
-    if not os.environ.get("nnUNet_results"):
-        raise ValueError("nnUNet_results not set: export nnUNet_results=/path/to/folder")
-    name = dataset_name(options.d)
-    model = Path(os.environ["nnUNet_results"], name, f"{options.tr}__{options.p}__{options.c}")
-    checkpoint = model / f"fold_{options.f}" / options.chk
-    if not checkpoint.is_file():
-        raise ValueError(f"there is no {checkpoint}")
+    name, checkpoint = model_checkpoint(options)
     os.environ["nnUNet_n_proc_DA"] = "0"  # for one batch no worker processes
     os.environ.pop("nnUNet_ssl_options", None)  # those of the checkpoint count
 

@@ -33,16 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Predict, write and rank."""
-    from nnunet_ssl.commands.preprocess import check_environment, dataset_name
+    from nnunet_ssl.commands.preprocess import check_environment
+    from nnunet_ssl.commands.trained_models import model_checkpoint
 
     check_environment()
-    if not os.environ.get("nnUNet_results"):
-        raise ValueError("nnUNet_results not set: export nnUNet_results=/path/to/folder")
-    name = dataset_name(options.d)
-    model = Path(os.environ["nnUNet_results"], name, f"{options.tr}__{options.p}__{options.c}")
-    checkpoint = model / f"fold_{options.f}" / options.chk
-    if not checkpoint.is_file():
-        raise ValueError(f"there is no {checkpoint}: is the training finished?")
+    name, checkpoint = model_checkpoint(options)
     out = Path(options.o)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty: name a new folder with -o")
@@ -53,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 
     from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
 
-    predictor = PoolPredictor(model, options.f, options.chk, torch.device(options.device))
+    predictor = PoolPredictor(checkpoint.parent.parent, options.f, options.chk, torch.device(options.device))
     ending = predictor.predictor.dataset_json["file_ending"]
     out.mkdir(parents=True, exist_ok=True)
     uncertainties, volumes = {}, {}
