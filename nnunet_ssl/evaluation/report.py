@@ -30,6 +30,21 @@ Results = Mapping[str, Sequence[Row]]  # by trainer, the baseline first
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """What is compared on one data set.
+
+    Attributes:
+        dataset: its name.
+        results: the rows of each trainer.
+        trainings: which training a case was predicted in, by case; empty for predictions of a test set.
+    """
+
+    dataset: str
+    results: Results
+    trainings: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of the page: its name in the html, title, columns, rows of texts, and a note below."""
 
@@ -50,7 +65,12 @@ class Picture:
 
 
 def write_report(
-    folder: Path, title: str, results: Results, tables: list[Table], pictures: list[Picture], warnings: list[str]
+    folder: Path,
+    title: str,
+    comparisons: Sequence[Comparison],
+    tables: list[Table],
+    pictures: list[Picture],
+    warnings: list[str],
 ) -> Path:
     """Write report.html, report.csv with every case, and report.tex with the first table; return the page."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,10 +79,11 @@ def write_report(
     page = environment.from_string(template).render(title=title, warnings=warnings, tables=tables, figures=pictures)
     (folder / "report.html").write_text(page, encoding="utf-8")
     with (folder / "report.csv").open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, ["trainer", *COLUMNS])
+        writer = csv.DictWriter(opened, ["dataset", "trainer", *COLUMNS])
         writer.writeheader()
-        for trainer, rows in results.items():
-            writer.writerows({"trainer": trainer} | row.cells() for row in rows)
+        for one in comparisons:
+            for trainer, rows in one.results.items():
+                writer.writerows({"dataset": one.dataset, "trainer": trainer} | row.cells() for row in rows)
     (folder / "report.tex").write_text(latex(tables[0]), encoding="utf-8")
     return folder / "report.html"
 
@@ -124,12 +145,50 @@ def differences_table(results: Results) -> Table:
     return Table("differences", f"Difference to {baseline}", columns, rows, note)
 
 
+def dice_by_training(comparison: Comparison, trainer: str) -> dict[str, float]:
+    """Return the mean Dice over the cases of each training of a trainer."""
+    by_training: dict[str, list[float]] = {}
+    for case, dice in dice_by_case(comparison.results[trainer]).items():
+        by_training.setdefault(comparison.trainings[case], []).append(dice)
+    return {training: float(np.mean(values)) for training, values in by_training.items()}
+
+
+def trainings_table(comparisons: Sequence[Comparison]) -> Table:
+    """Return each trainer against the first one training by training, on each data set and over all of them."""
+    rows, by_trainer = [], {}
+    for one in comparisons:
+        baseline = next(iter(one.results))
+        reference = dice_by_training(one, baseline)
+        for trainer in one.results:
+            own = dice_by_training(one, trainer)
+            gains = [own[training] - reference[training] for training in own if training in reference]
+            cells = [f"{np.mean(gains):+.4f}", f"{sum(gain > 0 for gain in gains)} of {len(gains)}"]
+            cells = cells if gains and trainer != baseline else ["", ""]
+            rows.append([trainer, one.dataset, str(len(own)), mean_and_deviation(list(own.values())), *cells])
+            by_trainer.setdefault(trainer, []).append(
+                (np.mean(list(own.values())), np.mean(gains) if gains else np.nan)
+            )
+    for trainer, of_datasets in by_trainer.items() if len(comparisons) > 1 else ():
+        if len(of_datasets) == len(comparisons):
+            dice, gain = np.mean(of_datasets, axis=0)
+            cells = [f"{gain:+.4f}", f"{sum(gain > 0 for _, gain in of_datasets)} of {len(of_datasets)}"]
+            baseline = all(trainer == next(iter(one.results)) for one in comparisons)
+            rows.append([trainer, "all, each counted once", "", f"{dice:.3f}", *(["", ""] if baseline else cells)])
+    columns = ["trainer", "data set", "trainings", "Dice", "difference", "better in"]
+    note = (
+        "A training is one fold, or one fold of one results folder where there are several (seeds). Dice: mean over "
+        "structures and cases of a training, then mean ± standard deviation over the trainings; difference: to the "
+        "baseline's training of the same fold and folder."
+    )
+    return Table("trainings", "Training by training", columns, rows, note)
+
+
 def runs_table(runs: Sequence[Run]) -> Table:
     """Return what was trained: split, length, options."""
     rows = [
         [
             run.trainer,
-            run.fold,
+            run.training.removeprefix("fold "),
             str(run.labeled),
             "–" if not run.is_semi_supervised else str(len(run.unlabeled)) if run.unlabeled else "imagesUn",
             str(len(run.cases)),
@@ -176,11 +235,13 @@ def curves(runs: Sequence[Run]) -> Picture:
     for run in runs:
         epochs = np.arange(1, len(run.pseudo_dice) + 1)
         marker = "o" if len(epochs) < 20 else None
-        axis.plot(epochs, run.pseudo_dice, color=colors[run.trainer], marker=marker, label=f"{run.trainer}, {run.fold}")
+        axis.plot(
+            epochs, run.pseudo_dice, color=colors[run.trainer], marker=marker, label=f"{run.trainer}, {run.training}"
+        )
     axis.set(xlabel="epoch", ylabel="pseudo-Dice (mean over foreground)", ylim=(0, 1))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small", title="trainer, fold")
+    axis.legend(fontsize="small")
     return Picture("Validation patches during training", encoded(figure), "nnU-Net's estimate from random patches.")
 
 

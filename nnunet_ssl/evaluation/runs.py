@@ -30,6 +30,7 @@ class Run:
         minutes: of training.
         options: those it was trained with; empty for trainers that have none.
         is_semi_supervised: whether it is a trainer of this package, and so used unlabeled cases.
+        series: the results folder, where there are several, for example one for each seed.
     """
 
     trainer: str
@@ -44,10 +45,16 @@ class Run:
     minutes: float
     options: dict[str, object]
     is_semi_supervised: bool
+    series: str = ""
+
+    @property
+    def training(self) -> str:
+        """What trainings of several trainers have in common: the fold, and the series where there are several."""
+        return f"fold {self.fold}" + (f", {self.series}" if self.series else "")
 
     def key(self, case: str) -> str:
-        """Return a name of a case that is its own in every fold: several folds may validate on one case."""
-        return f"{case} (fold {self.fold})"
+        """Return a name of a case that is its own in every training: several folds may validate on one case."""
+        return f"{case} ({self.training})"
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class FoundRuns:
     warnings: list[str]
 
 
-def find_runs(results: Path, preprocessed: Path, configuration: str, plans: str) -> FoundRuns:
+def find_runs(results: Path, preprocessed: Path, configuration: str, plans: str, series: str = "") -> FoundRuns:
     """Return the finished runs of a data set, the baseline's first.
 
     Args:
@@ -66,6 +73,7 @@ def find_runs(results: Path, preprocessed: Path, configuration: str, plans: str)
         preprocessed: its folder in nnUNet_preprocessed, with splits_final.json.
         configuration: for example "3d_fullres".
         plans: plans identifier.
+        series: name of the results folder, where there are several.
 
     Raises:
         ValueError: there is no finished run, or no split.
@@ -82,12 +90,19 @@ def find_runs(results: Path, preprocessed: Path, configuration: str, plans: str)
         elif fold == "all" or int(fold) >= len(splits):
             warnings.append(f"{trainer}, fold {fold}: the split has no such fold, left out")
         else:
-            runs.append(read_run(folder, trainer, configuration, fold, splits[int(fold)]))
+            found = read_run(folder, trainer, configuration, fold, splits[int(fold)])
+            runs.append(replace(found, series=series))
     if not runs:
         raise ValueError(f"there is no finished training of {configuration}, {plans} in {results}")
-    runs.sort(key=lambda run: (not BASELINE.fullmatch(run.trainer), run.trainer, run.fold))
+    runs.sort(key=baseline_first)
     runs, left_out = in_common_folds(runs)
-    return FoundRuns(runs, warnings + left_out + warnings_about(runs))
+    warnings += left_out + warnings_about(runs)
+    return FoundRuns(runs, [f"{series}: {warning}" for warning in warnings] if series else warnings)
+
+
+def baseline_first(run: Run) -> tuple[bool, str, str, str]:
+    """Return what runs are sorted by."""
+    return not BASELINE.fullmatch(run.trainer), run.trainer, run.series, run.fold
 
 
 def read_run(folder: Path, trainer: str, configuration: str, fold: str, split: dict) -> Run:
@@ -142,12 +157,23 @@ def warnings_about(runs: list[Run]) -> list[str]:
     return found
 
 
-def evaluate_run(run: Run, references: Path, structures: Structures, num_processes: int) -> list[Row]:
-    """Compare the run's validation predictions, of the split's cases only; the rows carry the run's own keys."""
-    there = set(cases_of(run.folder / "validation", structures.ending))
+def predictions_of(run: Run) -> dict[str, Path]:
+    """Return the folders of validation predictions by whose they are.
+
+    The trainer's name stands for the network that it predicts with; "trainer, student" for another one, which a
+    training with the option `validate_all_networks` leaves beside it.
+    """
+    others = sorted(file.parent for file in run.folder.glob("*/validation/summary.json"))
+    return {run.trainer: run.folder / "validation"} | {f"{run.trainer}, {one.parent.name}": one for one in others}
+
+
+def evaluate_run(
+    run: Run, predictions: Path, references: Path, structures: Structures, num_processes: int
+) -> list[Row]:
+    """Compare a folder of validation predictions, the split's cases only; the rows carry the run's own keys."""
+    there = set(cases_of(predictions, structures.ending))
     missing = sorted(set(run.cases) - there)
     if missing:
-        raise ValueError(f"{run.folder / 'validation'} lacks {missing[0]}: nnUNetv2_train ... {run.fold} --val")
-    predictions = run.folder / "validation"
+        raise ValueError(f"{predictions} lacks {missing[0]}: nnUNetv2_train ... {run.fold} --val")
     rows = evaluate_folders(references, predictions, structures, num_processes=num_processes, cases=run.cases)
     return [replace(row, case=run.key(row.case)) for row in rows]

@@ -66,6 +66,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     init_checkpoint: str | None = None  # start from all weights of this nnU-Net checkpoint, output layers included
     max_nonfinite_steps = 10  # so many losses in a row that are not finite stop the run; ours
     previews = 0  # 1: a picture of what is taught, every 50 epochs; see nnunet_ssl.training.teaching_preview
+    validate_all_networks = False  # also predict the validation cases with the networks that do not predict otherwise
     changes_supervised_term = False  # whether the method's supervised loss is by its nature another than nnU-Net's
 
     # ---- what a method writes, and what it writes it with ----
@@ -539,9 +540,26 @@ class SemiSupervisedTrainer(nnUNetTrainer):
                 logger.log(f"nnunet_ssl/{name}", value, self.current_epoch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Predict and score the validation cases with the inference network."""
+        """Predict and score the validation cases with the inference network, if asked for with the others too.
+
+        What another network predicts lies in a folder of its name, student/validation for example.
+        """
+        if self.validate_all_networks:
+            for name, network in self.other_networks().items():
+                self.print_to_log_file(f"Validation of the {name}:")
+                with self.network_in_place(network), self._output_in(name):
+                    super().perform_actual_validation(save_probabilities)
         with self.network_in_place(self.network_for_inference()):
             super().perform_actual_validation(save_probabilities)
+
+    @contextmanager
+    def _output_in(self, name: str) -> Iterator[None]:
+        folder = self.output_folder
+        self.output_folder = os.path.join(folder, name)
+        try:
+            yield
+        finally:
+            self.output_folder = folder
 
     # ---- checkpoints ----
 

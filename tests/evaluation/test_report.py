@@ -179,6 +179,9 @@ def test_predictions_of_a_test_set(place):
     [
         (["-c", "2d"], "there is no finished training of 2d, nnUNetPlans in"),
         (["--predictions", "a=none"], "--predictions takes NAME=FOLDER with a folder that exists, got 'a=none'"),
+        (["--results", "none"], "--results takes folders that exist, got 'none'"),
+        (["--results", ".", "."], "--results names one twice: . ."),
+        (["--results", ".", "--predictions", "a=."], "--predictions are of one data set, and go without --results"),
         (["-gt", "x"], "-gt goes with --predictions"),
         (["-np", "0"], "-np is a number of processes, at least 1, got 0"),
     ],
@@ -205,6 +208,72 @@ def test_baseline_comes_first_and_may_be_a_length_variant(place):
     found = find_runs(results, place / "preprocessed" / DATASET, "3d_fullres", "nnUNetPlans")
     assert [run.trainer for run in found.runs] == ["nnUNetTrainer_250epochs"] * 2 + ["nnUNetTrainerA"] * 2
     assert found.warnings == []
+
+
+def test_student_stands_beside_teacher(place):
+    """A network that validated beside the one that predicts is a line of its own, and no trainer of its own."""
+    for fold, cases in ((0, CASES[:3]), (1, CASES[3:])):
+        folder = place / "results" / DATASET / f"{OURS}__nnUNetPlans__3d_fullres" / f"fold_{fold}" / "student"
+        for case in cases:
+            write(folder / "validation" / f"{case}.nii.gz", labels_of(CASES.index(case)))
+        (folder / "validation" / "summary.json").write_text("{}")
+    page = report(place)
+    assert [line[0] for line in table_of(page, "differences")[1:]] == [OURS, f"{OURS}, student"]
+    assert [line[3] for line in table_of(page, "metrics") if line[0] == f"{OURS}, student"] == ["1.000 ± 0.000"] * 2
+    assert len(table_of(page, "runs")) == 1 + 4
+
+
+def test_seeds_are_compared_training_by_training(place):
+    """A second folder of results, in which ours is worse than the baseline in one fold and better in the other."""
+    shutil.copytree(place / "results", place / "seed2")
+    folder = place / "seed2" / DATASET / f"{OURS}__nnUNetPlans__3d_fullres" / "fold_0" / "validation"
+    for case in CASES[:3]:
+        write(folder / f"{case}.nii.gz", labels_of(CASES.index(case), 3))
+    page = report(place, "--results", str(place / "results"), str(place / "seed2"))
+    lines = {line[0]: line for line in table_of(page, "trainings")[1:]}
+    assert lines["nnUNetTrainer"][1:3] == [DATASET, "4"]
+    assert lines[OURS][5] == "3 of 4"
+    rows = rows_of_csv(place)
+    assert {row["case"].partition(" ")[2] for row in rows} == {
+        f"(fold {fold}, {name})" for fold in (0, 1) for name in ("results", "seed2")
+    }
+    means = {
+        (trainer, training): np.mean(
+            [float(r["dice"]) for r in rows if r["trainer"] == trainer and r["case"].endswith(f"({training})")]
+        )
+        for trainer in lines
+        for training in ("fold 0, results", "fold 1, results", "fold 0, seed2", "fold 1, seed2")
+    }
+    own = np.array([value for (trainer, _), value in means.items() if trainer == OURS])
+    plain = np.array([value for (trainer, _), value in means.items() if trainer == "nnUNetTrainer"])
+    assert lines[OURS][3] == f"{own.mean():.3f} ± {own.std(ddof=1):.3f}"
+    assert lines[OURS][4] == f"{(own - plain).mean():+.4f}"
+    assert [line[1] for line in table_of(page, "runs")[1:3]] == ["0, results", "1, results"]
+
+
+def test_several_data_sets_on_one_page(place):
+    """Each has its tables under its name, and every data set counts once in the line over all, whatever its size."""
+    other = "Dataset778_Other"
+    for folder in ("raw", "preprocessed", "results"):
+        shutil.copytree(place / folder / DATASET, place / folder / other)
+    results = place / "results" / other
+    for trainer in ("nnUNetTrainer", OURS):
+        shutil.rmtree(results / f"{trainer}__nnUNetPlans__3d_fullres" / "fold_1")
+    for index, case in enumerate(CASES[:3]):
+        write(
+            results / f"{OURS}__nnUNetPlans__3d_fullres" / "fold_0" / "validation" / f"{case}.nii.gz", labels_of(index)
+        )
+    assert main(["report", "-d", "777", "778", "-np", "1", "-o", str(place / "report")]) == 0
+    page = (place / "report" / "report.html").read_text(encoding="utf-8")
+    lines = table_of(page, "trainings")[1:]
+    gains = [float(line[4]) for line in lines if line[0] == OURS]
+    assert [line[1] for line in lines if line[0] == OURS] == [DATASET, other, "all, each counted once"]
+    assert gains[2] == pytest.approx((gains[0] + gains[1]) / 2, abs=1e-4)
+    assert lines[-1][5] == "2 of 2"
+    assert table_of(page, f"metrics-{other}")[1][2] == "3"
+    assert f"{other}: Dice by structure" in page
+    assert {row["dataset"] for row in rows_of_csv(place)} == {DATASET, other}
+    assert "all, each counted once" in (place / "report" / "report.tex").read_text()
 
 
 def test_latex_is_escaped():

@@ -21,6 +21,7 @@ def test_allowed_are_the_public_attributes_and_nnunets_settings():
         "init_checkpoint": str,
         "max_nonfinite_steps": int,
         "previews": int,
+        "validate_all_networks": bool,
         "ema_decay": float,
         "predict_with": str,
         "consistency_weight": float,

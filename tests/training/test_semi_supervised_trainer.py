@@ -216,6 +216,23 @@ def test_validation_scores_the_cases_with_the_teacher(tiny_dataset):
     assert (Path(trainer.output_folder) / "validation" / "labeled2.npz").exists()
 
 
+def test_student_validates_beside_the_teacher_when_asked(tiny_dataset):
+    """Its predictions lie in a folder of its own, are its own, and those of the teacher stay where nnU-Net has them."""
+    trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, seed=1, validate_all_networks=True)
+    trainer.run_training()
+    with torch.no_grad():
+        for parameter in trainer.network.parameters():
+            parameter.zero_()
+    folder = trainer.output_folder
+    trainer.perform_actual_validation(save_probabilities=True)
+    assert trainer.output_folder == folder
+    with np.load(Path(folder, "student", "validation", "labeled2.npz")) as student:
+        assert np.ptp(student["probabilities"]) == 0.0
+    with np.load(Path(folder, "validation", "labeled2.npz")) as teacher:
+        assert np.ptp(teacher["probabilities"]) > 0.0
+    assert Path(folder, "student", "validation", "summary.json").exists()
+
+
 def test_pseudo_dice_of_one_epoch_without_foreground_does_not_poison_the_average(tiny_dataset):
     trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, seed=1)
     trainer.on_train_start()
