@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from nnunet_ssl.data.views import VIEWS
+
 HERE = Path(__file__).parent
 DATASET_JSON = {
     "channel_names": {"0": "MRI"},
@@ -119,7 +121,7 @@ def make_batch(trainer: Any) -> dict[str, Any]:  # noqa: ANN401
         for scale in scales
     ]
     keys = tuple(f"case{i}" for i in range(shape[0]))
-    unlabeled = {"weak": torch.randn(shape), "strong": torch.randn(shape), "keys": keys}
+    unlabeled = {view: torch.randn(shape) for view in VIEWS} | {"keys": keys}
     return {"data": torch.randn(shape), "target": target, "keys": keys, "unlabeled": unlabeled}
 
 

@@ -239,6 +239,17 @@ def parameters_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in network.named_parameters()}
 
 
+def tensors_of(state: dict, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Return all tensors of a state, an optimiser's nested one too, by their path."""
+    found = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            found |= tensors_of(value, f"{prefix}{key}/")
+        elif isinstance(value, torch.Tensor):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def assert_equal_weights(first: dict, second: dict) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():

@@ -43,5 +43,5 @@ class nnUNetTrainerMeanTeacher(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's
         probs = self.probabilities(self.student(unlabeled.strong))
         ramp = gaussian_rampup(self.progress, self.rampup_duration)
         self.record({"ramp/consistency": ramp})
-        self.observe_teaching(probs, target)
+        self.observe_teaching(target, probs)
         yield {"consistency": self.consistency_weight * ramp * mean_squared_error(probs, target)}

@@ -47,12 +47,28 @@ class LabelSpace(ABC):
         """Return the entropy as a share of its maximum, in [0, 1]; the shape is that of `confidence`."""
 
     @abstractmethod
+    def divergence(self, probs: Tensor, other: Tensor) -> Tensor:
+        """Return the Kullback-Leibler divergence KL(probs ‖ other) of each voxel in nats, shaped like `confidence`."""
+
+    @abstractmethod
+    def class_thresholds(self, probs: Tensor, threshold: float) -> Tensor:
+        """Return for each voxel the confidence that its predicted class asks for, shaped like `confidence`.
+
+        The class that the batch is surest of has `threshold`; one that is predicted with a lower mean confidence has a
+        threshold lower by the same factor, so that small structures are not left out.
+        """
+
+    @abstractmethod
     def sharpen(self, probs: Tensor, temperature: float) -> Tensor:
         """Return p^(1/T), normalised: T = 1 changes nothing, T → 0 gives the hard label. Shape as `probs`."""
 
     @abstractmethod
     def one_hot(self, labels: Tensor) -> Tensor:
         """Return labels as float maps (B, C, *spatial); the ignore label counts as background."""
+
+    @abstractmethod
+    def labels(self, target: Tensor) -> Tensor:
+        """Return nnU-Net's target in the form of `pseudo_label`; the ignore label counts as background."""
 
     @abstractmethod
     def is_known(self, target: Tensor) -> Tensor:
@@ -96,15 +112,26 @@ class SoftmaxLabels(LabelSpace):
         return probs.amax(1, keepdim=True)
 
     def entropy(self, probs: Tensor) -> Tensor:
-        return torch.special.entr(probs).sum(1, keepdim=True) / math.log(self.num_channels)
+        return _entropy(probs).sum(1, keepdim=True) / math.log(self.num_channels)
+
+    def divergence(self, probs: Tensor, other: Tensor) -> Tensor:
+        return (probs * (_log(probs) - _log(other))).sum(1, keepdim=True)
+
+    def class_thresholds(self, probs: Tensor, threshold: float) -> Tensor:
+        predicted = self.one_hot(self.pseudo_label(probs))
+        mean = _mean_confidence(self.confidence(probs), predicted)
+        return (predicted * (threshold * mean / mean.max())).sum(1, keepdim=True)
 
     def sharpen(self, probs: Tensor, temperature: float) -> Tensor:
         return (_log(probs) / temperature).softmax(1)
 
     def one_hot(self, labels: Tensor) -> Tensor:
-        labels = torch.where(self.is_known(labels), labels, 0).long()
+        labels = self.labels(labels)
         shape = (labels.shape[0], self.num_channels, *labels.shape[2:])
         return torch.zeros(shape, device=labels.device).scatter_(1, labels, 1.0)
+
+    def labels(self, target: Tensor) -> Tensor:
+        return torch.where(self.is_known(target), target, 0).long()
 
     def is_known(self, target: Tensor) -> Tensor:
         return torch.ones_like(target, dtype=torch.bool) if self.ignore_label is None else target != self.ignore_label
@@ -131,13 +158,26 @@ class SigmoidRegions(LabelSpace):
         return torch.maximum(probs, 1.0 - probs)
 
     def entropy(self, probs: Tensor) -> Tensor:
-        return (torch.special.entr(probs) + torch.special.entr(1.0 - probs)) / math.log(2.0)
+        return (_entropy(probs) + _entropy(1.0 - probs)) / math.log(2.0)
+
+    def divergence(self, probs: Tensor, other: Tensor) -> Tensor:
+        inside = probs * (_log(probs) - _log(other))
+        return inside + (1.0 - probs) * (_log(1.0 - probs) - _log(1.0 - other))
+
+    def class_thresholds(self, probs: Tensor, threshold: float) -> Tensor:
+        inside, confidence = self.pseudo_label(probs).float(), self.confidence(probs)
+        means = [_mean_confidence(confidence, part) for part in (inside, 1.0 - inside)]
+        best = torch.maximum(*means)
+        return threshold * torch.where(inside > 0, means[0] / best, means[1] / best)
 
     def sharpen(self, probs: Tensor, temperature: float) -> Tensor:
         return ((_log(probs) - _log(1.0 - probs)) / temperature).sigmoid()
 
     def one_hot(self, labels: Tensor) -> Tensor:
-        return labels[:, : self.num_channels].float() * self.is_known(labels)
+        return self.labels(labels).float()
+
+    def labels(self, target: Tensor) -> Tensor:
+        return (target[:, : self.num_channels] * self.is_known(target)).long()
 
     def is_known(self, target: Tensor) -> Tensor:
         if target.shape[1] == self.num_channels:
@@ -156,3 +196,14 @@ class SigmoidRegions(LabelSpace):
 def _log(probs: Tensor) -> Tensor:
     """Return the logarithm, finite at 0 so that a difference or a quotient of two stays a number."""
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    """Return -p ln p, whose gradient is finite at 0."""
+    return -probs * _log(probs)
+
+
+def _mean_confidence(confidence: Tensor, part: Tensor) -> Tensor:
+    """Return the mean confidence over the voxels of each channel's part, (1, C, 1 ...); 0 where there are none."""
+    axes = [0, *range(2, part.ndim)]
+    return (confidence * part).sum(axes, keepdim=True) / part.sum(axes, keepdim=True).clamp_min(1.0)

@@ -1,31 +1,54 @@
 """What the student is being taught, in a few numbers for the curves."""
 
+import math
+from collections.abc import Sequence
+from statistics import median
+
 import torch
 from torch import Tensor
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace
 
 CONFIDENT = 0.95  # FixMatch's threshold, https://arxiv.org/abs/2001.07685
+COLLAPSE_RATIO, COLLAPSE_EPOCHS = 10.0, 3
 
 
 @torch.no_grad()
-def teaching_statistics(space: LabelSpace, probs: Tensor, target: Tensor) -> dict[str, Tensor]:
+def teaching_statistics(space: LabelSpace, target: Tensor, probs: Tensor | None = None) -> dict[str, Tensor]:
     """Return what share of voxels is taught with confidence, agrees already, and is of each foreground channel.
 
     Args:
         space: what the channels mean.
-        probs: the student's probabilities (B, C, *spatial).
-        target: the probabilities it is taught, of the same shape.
+        target: the probabilities (B, C, *spatial) that a network is taught.
+        probs: its own probabilities of the same voxels; None where it sees others.
 
     Returns:
-        Scalars by name: confident, agreement, pseudo_label/<channel>.
+        Scalars by name: confident, pseudo_label/<channel>, and with `probs` agreement.
     """
     pseudo_label = space.pseudo_label(target)
-    return {
-        "confident": (space.confidence(target) > CONFIDENT).float().mean(),
-        "agreement": (space.pseudo_label(probs) == pseudo_label).float().mean(),
-        **{f"pseudo_label/{name}": share for name, share in foreground_shares(space, pseudo_label).items()},
-    }
+    statistics = {"confident": (space.confidence(target) > CONFIDENT).float().mean()}
+    if probs is not None:
+        statistics["agreement"] = (space.pseudo_label(probs) == pseudo_label).float().mean()
+    shares = foreground_shares(space, pseudo_label)
+    return statistics | {f"pseudo_label/{channel}": share for channel, share in shares.items()}
+
+
+def collapsed(prior: Sequence[float], taught: Sequence[float]) -> str | None:
+    """Return "vanished" or "flooded" if a class is hardly, or nearly everywhere, in the last pseudo-labels.
+
+    The measure is the median share of voxels in labels and pseudo-labels over the last epochs, both of random patches:
+    a tenth and tenfold are ours, far beyond what the choice of a few labeled cases explains.
+
+    Args:
+        prior: share of the class in the labels, by epoch.
+        taught: share of the class in the pseudo-labels, by epoch.
+    """
+    known = [value for value in prior if math.isfinite(value)]
+    last = [value for value in taught[-COLLAPSE_EPOCHS:] if math.isfinite(value)]
+    if len(last) < COLLAPSE_EPOCHS or not known or not median(known):
+        return None
+    ratio = median(last) / median(known)
+    return "vanished" if ratio < 1 / COLLAPSE_RATIO else "flooded" if ratio > COLLAPSE_RATIO else None
 
 
 @torch.no_grad()

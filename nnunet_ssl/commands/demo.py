@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_ssl.commands.trained_models import add_device_argument, device_of
+
 BASELINE, OURS = "nnUNetTrainer", "nnUNetTrainerMeanTeacher"
 DATASET_ID, DATASET = "900", "Dataset900_SyntheticOrgan"
 RAW = Path("nnUNet_raw", DATASET)  # by which an earlier demo's folder is known
@@ -28,7 +30,7 @@ TAIL_LINES = 5  # of a failed command's log
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("-o", default="nnunet_ssl_demo", metavar="FOLDER", help="default: nnunet_ssl_demo")
-    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, otherwise cpu")
+    add_device_argument(parser)
     parser.add_argument("--epochs", type=int, choices=EPOCHS, default=5, help="of 250 steps (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic scans (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="delete what an earlier demo left in FOLDER")
@@ -44,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_ssl.demonstration.comparison import Comparison
     from nnunet_ssl.demonstration.picture import draw
 
-    device = options.device or default_device()
+    device = device_of(options)
     print(f"{LABELED} labeled, {UNLABELED} unlabeled and {HELD_OUT} held-out synthetic scans; on {device}; in {folder}")
     stages = Stages(folder)
     prepare(stages, options.seed)
@@ -80,13 +82,6 @@ def clear(folder: Path, overwrite: bool) -> None:
                 shutil.rmtree(made)
         (folder / PICTURE).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def default_device() -> str:
-    """Return "cuda" if torch can use one, otherwise "cpu"."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-djfile", metavar="FILE", help="dataset.json, for names, regions and the ignore label")
     parser.add_argument("--tolerance", type=float, default=1.0, metavar="MM", help="of nsd (default: 1)")
     parser.add_argument("--hd95", choices=("pooled", "max-directed"), default="pooled", help="default: pooled")
+    parser.add_argument("--chill", action="store_true", help="leave out references without prediction, as nnU-Net's")
     parser.add_argument("-np", type=int, default=2, metavar="N", help="processes (default: 2)")
 
 
@@ -38,16 +39,24 @@ def run(options: argparse.Namespace) -> int:
     if options.tolerance < 0:
         raise ValueError(f"--tolerance is a distance in mm, at least 0, got {options.tolerance}")
 
-    from nnunet_ssl.evaluation.folders import Structures, evaluate_folders, summary, write_csv
+    from nnunet_ssl.evaluation.folders import Structures, cases_of, evaluate_folders, summary, write_csv
     from nnunet_ssl.evaluation.metrics import Hausdorff95
 
     if options.djfile:
         structures = Structures.of_dataset(Path(options.djfile))
     else:
         structures = Structures.found_in(sorted(references.glob("*.nii.gz")))
-    rows = evaluate_folders(
-        references, predictions, structures, options.tolerance, Hausdorff95(options.hd95), options.np
-    )
+    cases = None
+    if options.chill:
+        references_there = cases_of(references, structures.ending)
+        cases = sorted({*references_there} & {*cases_of(predictions, structures.ending)})
+        if not cases:
+            raise ValueError(f"no reference of {references} has a prediction in {predictions}")
+        print(
+            f"{len(references_there) - len(cases)} of {len(references_there)} references have no prediction, left out"
+        )
+    definition = Hausdorff95(options.hd95)
+    rows = evaluate_folders(references, predictions, structures, options.tolerance, definition, options.np, cases)
     lines = summary(rows)
     widths = {name: max(len(name), *(len(line[name]) for line in lines)) for name in lines[0]}
     print("  ".join(f"{name:>{width}}" for name, width in widths.items()))

@@ -8,6 +8,8 @@ import argparse
 import os
 from pathlib import Path
 
+from nnunet_ssl.commands.trained_models import add_device_argument, device_of, model_checkpoint
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments, as nnUNetv2_train has them."""
@@ -17,14 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: nnUNetPlans)")
     parser.add_argument("-f", default="0", metavar="FOLD", help="fold, or all (default: 0)")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
-    parser.add_argument("-device", default="cuda", choices=("cpu", "cuda", "mps"), help="default: cuda")
+    add_device_argument(parser)
     parser.add_argument("-o", default="preview.png", metavar="FILE", help="the picture to write (default: preview.png)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Draw one batch of unlabeled patches."""
     from nnunet_ssl.commands.preprocess import check_environment
-    from nnunet_ssl.commands.trained_models import model_checkpoint
 
     check_environment()
     name, checkpoint = model_checkpoint(options)
@@ -37,12 +38,11 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_ssl.data.loaders import batches_on_device, close_loader
     from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 
-    device = torch.device(options.device)
+    device = torch.device(device_of(options))
     fold = options.f if options.f == "all" else int(options.f)
     trainer = get_trainer_from_args(name, options.c, fold, options.tr, options.p, device=device)
     if not isinstance(trainer, SemiSupervisedTrainer):
         raise ValueError(f"{options.tr} is not semi-supervised: there is nothing that it is taught on unlabeled scans")
-    trainer.initialize()
     trainer.load_checkpoint(str(checkpoint))
     loaders = trainer.get_dataloaders()
     try:

@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_ssl.commands.trained_models import add_device_argument, device_of, model_checkpoint
+
 if TYPE_CHECKING:
     from nnunet_ssl.evaluation.label_priority import Uncertainty
 
@@ -27,14 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: nnUNetPlans)")
     parser.add_argument("-f", default="0", metavar="FOLD", help="fold, or all (default: 0)")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
-    parser.add_argument("-device", default="cuda", choices=("cpu", "cuda", "mps"), help="default: cuda")
+    add_device_argument(parser)
     parser.add_argument("-o", required=True, metavar="FOLDER", help="new or empty")
 
 
 def run(options: argparse.Namespace) -> int:
     """Predict, write and rank."""
     from nnunet_ssl.commands.preprocess import check_environment
-    from nnunet_ssl.commands.trained_models import model_checkpoint
 
     check_environment()
     name, checkpoint = model_checkpoint(options)
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
     from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
 
-    predictor = PoolPredictor(checkpoint.parent.parent, options.f, options.chk, torch.device(options.device))
+    predictor = PoolPredictor(checkpoint.parent.parent, options.f, options.chk, torch.device(device_of(options)))
     ending = predictor.predictor.dataset_json["file_ending"]
     out.mkdir(parents=True, exist_ok=True)
     uncertainties, volumes = {}, {}

@@ -1,4 +1,4 @@
-"""Where the verbs that take a trained model find it."""
+"""Where the verbs that take a trained model find it, and on which device they run it."""
 
 import argparse
 import os
@@ -33,3 +33,21 @@ def model_checkpoint(options: argparse.Namespace) -> tuple[str, Path]:
     if not checkpoint.is_file():
         raise ValueError(f"there is no {checkpoint}: is the training finished?")
     return name, checkpoint
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare nnU-Net's -device."""
+    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, otherwise cpu")
+
+
+def device_of(options: argparse.Namespace) -> str:
+    """Return the device asked for, or the best there is.
+
+    Raises:
+        ValueError: cuda was asked for, and torch can use none.
+    """
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device that torch can use (nnunet_ssl doctor says why): -device cpu")
+    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")

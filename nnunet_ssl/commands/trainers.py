@@ -12,7 +12,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the catalogue, or one trainer's description."""
     import inspect
 
-    from nnunet_ssl.training.catalog import all_trainers, describe
+    from nnunet_ssl.training.catalog import COMMON_OPTIONS, all_trainers, describe
+    from nnunet_ssl.training.options import HOST_SETTINGS
 
     catalog = {trainer.__name__: trainer for trainer in all_trainers()}
     if options.name:
@@ -24,5 +25,7 @@ def run(options: argparse.Namespace) -> int:
         entry = describe(trainer)
         print(f"{name}\n  {entry.sentence}")
         print(f"  paper:   {entry.paper}\n  kind:    {entry.kind}\n  cost:    {entry.cost:.2f} of nnU-Net's step")
-        print(f"  options: {' '.join(f'{key}={value}' for key, value in entry.options.items())}")
+        defaults = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in entry.options.items()}
+        print(f"  options: {' '.join(f'{key}={value}' for key, value in defaults.items())}")
+    print(f"options of all:\n  {' '.join(COMMON_OPTIONS)}\n  {' '.join(HOST_SETTINGS)}")
     return 0

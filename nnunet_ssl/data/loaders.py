@@ -12,7 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
-from nnunet_ssl.data.views import ViewsTransform
+from nnunet_ssl.data.views import VIEWS, ViewsTransform
 
 Augmenter = NonDetMultiThreadedAugmenter | SingleThreadedAugmenter
 
@@ -40,11 +40,13 @@ class UnlabeledBatch:
     Attributes:
         weak: (B, C, *spatial), nnU-Net's spatial and mirror transforms; None if the trainer does not ask for it.
         strong: the same patches with nnU-Net's intensity transforms; None if the trainer does not ask for it.
+        second_strong: as `strong`, with other random numbers; None if the trainer does not ask for it.
         keys: the case of each sample.
     """
 
     weak: Tensor | None
     strong: Tensor | None
+    second_strong: Tensor | None
     keys: tuple[str, ...]
 
 
@@ -137,5 +139,5 @@ def batches_on_device(batch: dict[str, Any], device: torch.device) -> tuple[Labe
     unlabeled = batch["unlabeled"]
     return (
         LabeledBatch(move(batch["data"]), target, tuple(batch["keys"])),
-        UnlabeledBatch(move(unlabeled.get("weak")), move(unlabeled.get("strong")), tuple(unlabeled["keys"])),
+        UnlabeledBatch(**{name: move(unlabeled.get(name)) for name in VIEWS}, keys=tuple(unlabeled["keys"])),
     )

@@ -10,17 +10,18 @@ from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, 
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 
-VIEWS = ("weak", "strong")
+VIEWS = ("weak", "strong", "second_strong")
 GEOMETRIC = (Convert3DTo2DTransform, SpatialTransform, Convert2DTo3DTransform, MirrorTransform)
 
 
 class ViewsTransform(BasicTransform):
     """Turns an image patch into the views that a trainer asks for.
 
-    weak: nnU-Net's spatial and mirror transforms. strong: the same patch through nnU-Net's intensity transforms. Both
-    are set to zero outside the image in channels normalised inside the image only, as nnU-Net does. Outside is where
-    the segmentation is negative, and where all such channels are exactly zero: before resampling they are so outside
-    the image, and a case whose label must not be read has nothing else to go by.
+    weak: nnU-Net's spatial and mirror transforms. strong and second_strong: the same patch through nnU-Net's intensity
+    transforms, each with random numbers of its own. All are set to zero outside the image in channels normalised inside
+    the image only, as nnU-Net does. Outside is where the segmentation is negative, and where all such channels are
+    exactly zero: before resampling they are so outside the image, and a case whose label must not be read has nothing
+    else to go by.
     """
 
     def __init__(self, training_transforms: list[BasicTransform], views: tuple[str, ...]) -> None:
@@ -56,8 +57,9 @@ class ViewsTransform(BasicTransform):
             sample["segmentation"] = segmentation.masked_fill(outside, -1)
         sample = self.geometric(**sample)
         views = {}
-        if "strong" in self.views:  # cloned, because the transforms work in place
-            views["strong"] = self.masking(**self.intensity(**sample | {"image": sample["image"].clone()}))["image"]
+        for name in ("strong", "second_strong"):
+            if name in self.views:  # cloned, because the transforms work in place
+                views[name] = self.masking(**self.intensity(**sample | {"image": sample["image"].clone()}))["image"]
         if "weak" in self.views:
             views["weak"] = self.masking(**sample)["image"]
         return {"image": torch.stack([views[name] for name in self.views]), "segmentation": torch.empty(0)}

@@ -95,7 +95,10 @@ def evaluate_folders(
     missing = [name for name in names if not (predictions / f"{name}{structures.ending}").is_file()]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise ValueError(f"{len(missing)} of {len(names)} references have no prediction in {predictions}: {shown}")
+        raise ValueError(
+            f"{len(missing)} of {len(names)} references have no prediction in {predictions} "
+            f"(--chill leaves them out): {shown}"
+        )
     compare = partial(compare_case, references, predictions, structures, tolerance, hd95)
     workers = min(num_processes, len(names))
     with tqdm(total=len(names), desc="Evaluating") as bar:

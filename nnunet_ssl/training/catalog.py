@@ -8,12 +8,21 @@ from dataclasses import dataclass
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
 from nnunet_ssl.training.options import HOST_SETTINGS, allowed_options
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 
 PACKAGE = "nnunet_ssl.trainers"
-KINDS = {TeacherStudentTrainer: "a student and its moving average", SemiSupervisedTrainer: "one network"}
+KINDS = {
+    TeacherStudentTrainer: "a student and its moving average",
+    DualNetworkTrainer: "two networks",
+    SemiSupervisedTrainer: "one network",
+}
+
+COMMON_OPTIONS = tuple(
+    name for name in allowed_options(SemiSupervisedTrainer, nnUNetTrainer) if name not in HOST_SETTINGS
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Entry:
         paper: address of the paper.
         kind: which networks take part.
         cost: of a step, nnU-Net's own being 1.
-        options: names and defaults, without nnU-Net's own settings.
+        options: names and defaults that are the method's, without those of every trainer (`COMMON_OPTIONS`).
     """
 
     sentence: str
@@ -47,7 +56,9 @@ def describe(trainer: type[SemiSupervisedTrainer]) -> Entry:
     text = inspect.getdoc(trainer) or ""
     address = re.search(r"https?://\S+", text)
     options = {
-        name: getattr(trainer, name) for name in allowed_options(trainer, nnUNetTrainer) if name not in HOST_SETTINGS
+        name: getattr(trainer, name)
+        for name in allowed_options(trainer, nnUNetTrainer)
+        if name not in HOST_SETTINGS and name not in COMMON_OPTIONS
     }
     return Entry(
         sentence=text.partition("\n\n")[0].replace("\n", " "),

@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,8 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions, SoftmaxLabels
-from nnunet_ssl.building_blocks.teaching import CONFIDENT, foreground_shares, teaching_statistics
+from nnunet_ssl.building_blocks.masked_loss import deep_supervision_loss, masked_cross_entropy_and_dice
+from nnunet_ssl.building_blocks.teaching import CONFIDENT, collapsed, foreground_shares, teaching_statistics
 from nnunet_ssl.data.loaders import (
     LabeledBatch,
     TwoStreamLoader,
@@ -43,6 +44,7 @@ Losses = dict[str, Tensor]
 
 OBSERVE_EVERY = 25  # steps: often enough for a curve, too seldom to cost time
 PREVIEW_EVERY = 50  # epochs
+COLLAPSE_AFTER = 0.1  # of the run: before, a class may just not have been learned
 STREAMS = {"labeled": 0, "unlabeled": 1, "validation": 2, "step": 3, "network": 4}  # each draws its own random numbers
 
 
@@ -79,20 +81,43 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what its losses are: write training_losses")
 
-    def student(self, image: Tensor) -> Tensor:
-        """Return the trained network's logits (B, C, *spatial) at full resolution, with gradient to its weights."""
-        outputs = self.student_outputs(image)
+    def student(self, image: Tensor, network: nn.Module | None = None) -> Tensor:
+        """Return the trained network's logits (B, C, *spatial) at full resolution, with gradient to its weights.
+
+        Args:
+            image: (B, C, *spatial).
+            network: another trained network than the first one, where a method has several.
+        """
+        outputs = self.student_outputs(image, network)
         if not self.enable_deep_supervision:
             return outputs
         return distributed.tie_unused_heads(outputs) if self.is_ddp else outputs[0]
 
-    def student_outputs(self, image: Tensor) -> Tensor | list[Tensor]:
+    def student_outputs(self, image: Tensor, network: nn.Module | None = None) -> Tensor | list[Tensor]:
         """Return what nnU-Net's loss takes: the logits of all deep supervision heads, full resolution first."""
-        return self.network(image)
+        return (self.network if network is None else network)(image)
 
-    def supervised_loss(self, labeled: LabeledBatch) -> Tensor:
+    @torch.no_grad()
+    def student_probabilities(self, image: Tensor, network: nn.Module | None = None) -> Tensor:
+        """Return the trained network's probabilities (B, C, *spatial) at full resolution, without gradient."""
+        outputs = distributed.without_ddp(self.network if network is None else network)(image)
+        return self.probabilities(outputs[0] if self.enable_deep_supervision else outputs)
+
+    def supervised_loss(self, labeled: LabeledBatch, network: nn.Module | None = None) -> Tensor:
         """Return nnU-Net's own loss of a labeled batch."""
-        return self.loss(self.student_outputs(labeled.image), labeled.target)
+        return self.loss(self.student_outputs(labeled.image, network), labeled.target)
+
+    def masked_loss(self, outputs: Tensor | list[Tensor], labels: Tensor, weight: Tensor) -> Tensor:
+        """Return cross-entropy and Dice of all heads, weighted among each other as in nnU-Net's own loss, as a scalar.
+
+        Args:
+            outputs: as `student_outputs` returns them.
+            labels: at full resolution, as `label_space.pseudo_label` returns them.
+            weight: of each voxel, bool or ≥ 0, (B, 1, *spatial) or for regions (B, C, *spatial); 0 leaves it out.
+        """
+        if not self.enable_deep_supervision:
+            return masked_cross_entropy_and_dice(self.label_space, outputs, labels, weight)
+        return deep_supervision_loss(self.label_space, outputs, labels, weight, self.loss.weight_factors)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of logits (B, C, *spatial), in float32: softmax, or sigmoid for regions."""
@@ -102,10 +127,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Keep scalars of this step for the curves; tensors are fetched from the device together with the losses."""
         self.step_records |= values
 
-    def observe_teaching(self, probs: Tensor, target: Tensor) -> None:
-        """Record now and then what the student is taught: probabilities (B, C, *spatial) of it and of its target."""
+    def observe_teaching(self, target: Tensor, probs: Tensor | None = None) -> None:
+        """Record now and then what a network is taught: the target's probabilities (B, C, *spatial), and its own.
+
+        Leave its own out where it sees other voxels than the target's.
+        """
         if self.step_of_epoch % OBSERVE_EVERY == 0:
-            self.record(teaching_statistics(self.label_space, probs, target))
+            self.record(teaching_statistics(self.label_space, target, probs))
 
     @property
     def label_space(self) -> LabelSpace:
@@ -117,6 +145,19 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def progress(self) -> float:
         """How much of the run is over: a fraction in [0, 1)."""
         return (self.current_epoch + self.step_of_epoch / self.num_iterations_per_epoch) / self.num_epochs
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether the first stage is on, in methods that have a `warmup_fraction` of the run.
+
+        A run that starts from `init_checkpoint` has none.
+        """
+        return self.init_checkpoint is None and self.progress < getattr(self, "warmup_fraction", 0.0)
+
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """The spatial axes along which this run mirrors, by nnU-Net's choice."""
+        return tuple(self.inference_allowed_mirroring_axes or ())
 
     # ---- what a base adds to this one ----
 
@@ -133,6 +174,18 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def other_networks(self) -> dict[str, nn.Module]:
         """Return networks whose pseudo-Dice is of interest beside that of the inference network, by name."""
         return {}
+
+    def trained_networks(self) -> list[tuple[nn.Module, torch.optim.Optimizer]]:
+        """Return the networks that are trained, each with its optimiser; each is clipped and stepped for itself."""
+        return [(self.network, self.optimizer)]
+
+    def transform_features(self, transform: Callable[[Sequence[Tensor]], list[Tensor]]) -> None:
+        """Send the features of the student's encoder, finest first, through a function in every pass.
+
+        Called in `initialize`, before the network is compiled by its first pass. It adds nothing to the weights.
+        """
+        encoder = distributed.unwrap(self.network).encoder
+        encoder.register_forward_hook(lambda _module, _inputs, features: transform(features))
 
     def after_step(self) -> None:
         """Do what follows an optimiser step."""
@@ -152,6 +205,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.was_resumed = False
         self.step_of_epoch = self.nonfinite_in_a_row = self.nonfinite_of_epoch = 0
         self.optimizer_steps = 0  # over the whole run
+        self.collapse_states: dict[str, str | None] = {}  # by channel
         self.nonfinite_cases = deque(maxlen=self.max_nonfinite_steps)
         self.curves = Curves()
         self.epoch_progress: EpochProgress | None = None  # in the first process, while an epoch runs
@@ -341,7 +395,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.step_records = {}
         if self.previews:
             self.last_unlabeled = unlabeled
-        self.optimizer.zero_grad(set_to_none=True)
+        for _, optimizer in self.trained_networks():
+            optimizer.zero_grad(set_to_none=True)
         terms = self._backpropagate(labeled, unlabeled)
         norm = self._clip_gradients()
         self._observe_labels(labeled)
@@ -392,9 +447,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             terms |= {name: term.detach().float() for name, term in yielded.items()}
 
     def _clip_gradients(self) -> Tensor:
-        if self.grad_scaler is not None:
-            self.grad_scaler.unscale_(self.optimizer)
-        return nn.utils.clip_grad_norm_(self.network.parameters(), 12)  # as nnU-Net
+        """Clip each network's gradient as nnU-Net does; return the sum of their norms, finite if all are."""
+        norms = []
+        for network, optimizer in self.trained_networks():
+            if self.grad_scaler is not None:
+                self.grad_scaler.unscale_(optimizer)
+            norms.append(nn.utils.clip_grad_norm_(network.parameters(), 12))
+        return sum(norms)
 
     def _check_health(self, terms: Losses, norm: Tensor) -> Tensor:
         """Return what `Health` holds, as 0 and 1."""
@@ -407,13 +466,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def _step_optimizer(self, health: Health) -> bool:
         """Step if all is finite; return whether it was."""
         finite = health.loss and health.gradient
-        if self.grad_scaler is None:
-            if finite:
-                self.optimizer.step()
-            return finite
-        if health.loss:
-            self.grad_scaler.step(self.optimizer)  # which skips by itself when its gradients overflow
-        self.grad_scaler.update()
+        if finite:
+            for _, optimizer in self.trained_networks():
+                optimizer.step() if self.grad_scaler is None else self.grad_scaler.step(optimizer)
+        if self.grad_scaler is not None:
+            self.grad_scaler.update()
         return finite
 
     def _count_nonfinite(self, health: Health, keys: tuple[str, ...]) -> None:
@@ -535,9 +592,36 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             dice = 2 * tp[possible] / (2 * tp + fp + fn)[possible]
             values[f"dice/{name}"] = float(dice.mean()) if possible.any() else np.nan
         self.curves.log(self.current_epoch, values)
+        self._warn_of_collapse()
         for logger in self.logger.loggers:  # Weights & Biases, when switched on
             for name, value in values.items():
                 logger.log(f"nnunet_ssl/{name}", value, self.current_epoch)
+
+    def _warn_of_collapse(self) -> None:
+        """Name once each class that has vanished from the pseudo-labels, or floods them."""
+        if self.progress < COLLAPSE_AFTER:
+            return
+        for name, taught in self.curves.values.items():
+            kind, _, channel = name.partition("/")
+            labeled = self.curves.values.get(f"labeled/{channel}")
+            if kind != "pseudo_label" or labeled is None:
+                continue
+            state = collapsed(labeled, taught)
+            if state and state != self.collapse_states.get(channel):
+                self.print_to_log_file(
+                    f"WARNING: class {self._name_of_channel(int(channel))} has {state} in the pseudo-labels: it is "
+                    f"{taught[-1]:.3%} of their voxels, and {np.nanmedian(labeled):.3%} of the labeled ones. "
+                    "Unlabeled images teach what is wrong: see progress_ssl.png, and lower the weight of their losses"
+                )
+            self.collapse_states[channel] = state
+
+    def _name_of_channel(self, channel: int) -> str:
+        labels = {
+            name: value for name, value in self.dataset_json["labels"].items() if name not in ("background", "ignore")
+        }
+        if self.label_manager.has_regions:
+            return list(labels)[channel]
+        return next(name for name, value in labels.items() if value == channel)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict and score the validation cases with the inference network, if asked for with the others too.

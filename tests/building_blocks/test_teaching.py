@@ -8,7 +8,7 @@ from nnunet_ssl.building_blocks.teaching import foreground_shares, teaching_stat
 def test_softmax_hand_values():
     target = torch.tensor([[0.97, 0.6, 0.01, 0.3], [0.03, 0.4, 0.99, 0.7]])[None, :, None]  # labels 0 0 1 1
     probs = torch.tensor([[0.9, 0.1, 0.2, 0.1], [0.1, 0.9, 0.8, 0.9]])[None, :, None]  # labels 0 1 1 1
-    statistics = teaching_statistics(SoftmaxLabels(2), probs, target)
+    statistics = teaching_statistics(SoftmaxLabels(2), target, probs)
     assert {name: value.item() for name, value in statistics.items()} == pytest.approx(
         {"confident": 0.5, "agreement": 0.75, "pseudo_label/1": 0.5}
     )
@@ -16,7 +16,7 @@ def test_softmax_hand_values():
 
 def test_region_hand_values():
     target = torch.tensor([[0.99, 0.6], [0.2, 0.03]])[None, :, None]
-    statistics = teaching_statistics(SigmoidRegions(2), 1 - target, target)
+    statistics = teaching_statistics(SigmoidRegions(2), target, 1 - target)
     assert {name: value.item() for name, value in statistics.items()} == pytest.approx(
         {"confident": 0.5, "agreement": 0.0, "pseudo_label/0": 1.0, "pseudo_label/1": 0.0}
     )

@@ -45,7 +45,7 @@ def test_unlabeled_batch(tiny_dataset, cell):
     batch = next(loaders(dataset)[1])
     shape = (dataset.case.batch_size, 1, *dataset.case.patch_size)
     assert batch["weak"].shape == batch["strong"].shape == shape
-    assert batch.keys() == {"weak", "strong", "keys"}
+    assert batch.keys() == {"weak", "strong", "second_strong", "keys"}
     assert set(batch["keys"]) <= {"unlabeled0", "unlabeled1", "unlabeled2"}
 
 

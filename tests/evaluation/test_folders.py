@@ -120,6 +120,19 @@ def test_wrong_use_is_one_sentence(folders, arguments, message, capsys, monkeypa
     assert f"nnunet_ssl evaluate: {message}" in capsys.readouterr().err
 
 
+def test_references_without_prediction_are_left_out_when_asked(folders, capsys):
+    """nnU-Net's validation folder holds a fifth of the references."""
+    (folders / "pred" / "b.nii.gz").unlink()
+    arguments = ["evaluate", "-gt", str(folders / "gt"), "-pred", str(folders / "pred")]
+    assert main(arguments) == 2
+    assert "have no prediction in" in (error := capsys.readouterr().err)
+    assert "(--chill leaves them out): b" in error
+    assert main([*arguments, "-o", str(folders / "s.csv"), "--chill"]) == 0
+    assert "1 of " in capsys.readouterr().out
+    with (folders / "s.csv").open(newline="") as opened:
+        assert "b" not in {row["case"] for row in csv.DictReader(opened)}
+
+
 @pytest.mark.slow
 def test_twenty_large_cases_in_a_minute(tmp_path):
     """20 cases of 512 x 512 x 100 with two labels, on two processes, in under 60 s."""

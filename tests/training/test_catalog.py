@@ -1,7 +1,7 @@
 import pytest
 
 from nnunet_ssl.commands.cli import main
-from nnunet_ssl.training.catalog import all_trainers, describe
+from nnunet_ssl.training.catalog import COMMON_OPTIONS, all_trainers, describe
 
 
 @pytest.mark.parametrize("trainer", all_trainers(), ids=lambda trainer: trainer.__name__)
@@ -11,7 +11,8 @@ def test_every_trainer_describes_itself(trainer):
     assert len(entry.sentence) < 150
     assert entry.paper.startswith("https://")
     assert entry.cost > 1
-    assert {"seed", "init_checkpoint"} <= set(entry.options)
+    assert {"seed", "init_checkpoint"} <= set(COMMON_OPTIONS)
+    assert not set(entry.options) & set(COMMON_OPTIONS)
     assert "num_epochs" not in entry.options
 
 
@@ -21,11 +22,12 @@ def test_mean_teacher_by_hand(capsys):
     assert "nnUNetTrainerMeanTeacher\n  Mean Teacher: on unlabeled images the student is pulled towards" in out
     assert "paper:   https://arxiv.org/abs/1703.01780" in out
     assert "cost:    2.33 of nnU-Net's step" in out
-    assert "consistency_weight=1.0" in out
+    assert "consistency_weight=1 " in out
+    assert "options of all:\n  seed " in out
 
 
 def test_one_trainer_with_its_equations(capsys):
     assert main(["trainers", "nnUNetTrainerMeanTeacher"]) == 0
     assert "Differences from the paper:" in capsys.readouterr().out
     assert main(["trainers", "nnUNetTrainerMeen"]) == 2
-    assert "there is no trainer 'nnUNetTrainerMeen', there are nnUNetTrainerMeanTeacher" in capsys.readouterr().err
+    assert "there is no trainer 'nnUNetTrainerMeen', there are nnUNetTrainerBCP, " in capsys.readouterr().err

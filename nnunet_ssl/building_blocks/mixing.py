@@ -1,0 +1,73 @@
+"""Mixing images with each other: boxes that are cut and pasted, and partners in the batch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def random_box(spatial: Sequence[int], side: float, device: torch.device) -> Tensor:
+    """Return a mask, bool (1, 1, *spatial), true in one box at a random place that lies wholly in the patch.
+
+    The place is drawn on the CPU, so that nothing waits for the device.
+
+    Args:
+        spatial: size of the patch.
+        side: of the box, as a fraction of the patch's, along each axis; rounded to voxels, at least one.
+        device: of the mask.
+
+    Raises:
+        ValueError: the side is no fraction in (0, 1].
+    """
+    if not 0.0 < side <= 1.0:
+        raise ValueError(f"the side of a box is a fraction of the patch in (0, 1], got {side}")
+    mask = torch.zeros((1, 1, *spatial), dtype=torch.bool, device=device)
+    place: list[slice] = [slice(None), slice(None)]
+    for size in spatial:
+        length = max(1, round(side * size))
+        start = int(torch.randint(size - length + 1, ()))
+        place.append(slice(start, start + length))
+    mask[tuple(place)] = True
+    return mask
+
+
+def random_boxes(batch_size: int, spatial: Sequence[int], shares: Tensor, device: torch.device) -> Tensor:
+    """Return a box of its own for each sample, bool (B, 1, *spatial).
+
+    Args:
+        batch_size: B.
+        spatial: size of the patch.
+        shares: (B,), on the CPU: which share of the patch's volume each box has; 0 means no box.
+        device: of the mask.
+    """
+    boxes = [
+        random_box(spatial, float(share) ** (1 / len(spatial)), device)
+        if share > 0
+        else torch.zeros((1, 1, *spatial), dtype=torch.bool, device=device)
+        for share in shares[:batch_size]
+    ]
+    return torch.cat(boxes)
+
+
+def partner(batch: Tensor) -> Tensor:
+    """Return for each sample of a batch (B, ...) the next one; at batch size 1 the sample itself."""
+    return batch.roll(1, 0)
+
+
+def interpolate(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    """Return (1 - λ) first + λ second for samples (B, C, *spatial).
+
+    MixUp: Zhang et al., ICLR 2018, https://arxiv.org/abs/1710.09412
+
+    Args:
+        first: the samples.
+        second: their partners.
+        share: λ in [0, 1] of each sample, (B,).
+    """
+    return torch.lerp(first, second, share.view(-1, *[1] * (first.ndim - 1)).to(first.dtype))
+
+
+def random_shares(batch_size: int, concentration: float, device: torch.device) -> Tensor:
+    """Return λ ~ Beta(α, α) for each sample, (B,)."""
+    alpha = torch.full((batch_size,), concentration)
+    return torch.distributions.Beta(alpha, alpha, validate_args=False).sample().to(device, non_blocking=True)

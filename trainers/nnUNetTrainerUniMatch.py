@@ -1,0 +1,76 @@
+"""UniMatch (Yang et al., CVPR 2023)."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from nnunet_ssl.building_blocks.mixing import partner, random_boxes
+from nnunet_ssl.building_blocks.perturbations import FeatureDropout
+from nnunet_ssl.building_blocks.ramps import gaussian_rampup
+from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
+from nnunet_ssl.training.semi_supervised_trainer import Losses, SemiSupervisedTrainer
+
+
+class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
+    """UniMatch: sure labels of the weak view teach two strong views, and the weak view with dropped features.
+
+    L. Yang, L. Qi, L. Feng, W. Zhang, Y. Shi, "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic
+    Segmentation", CVPR 2023, https://arxiv.org/abs/2208.09910
+
+        ŷ = argmax p(u_weak; θ),    m = [max p(u_weak; θ) ≥ τ]
+        L = L_seg(f(x; θ), y) + λ ( ¼ L_m(f(s_1; θ), ŷ_1) + ¼ L_m(f(s_2; θ), ŷ_2) + ½ L_m(g(drop(e(u_weak; θ))), ŷ) )
+
+    s_i is a strong view with a box cut out of the next image's strong view, ŷ_i its labels, mixed alike; e and g are
+    encoder and decoder; L_m is L_seg over the voxels with m. The gradient flows through all but ŷ and m.
+
+    Differences from the paper:
+        the loss is cross-entropy and Dice at all heads, where the authors' medical branch has Dice alone;
+        a box has the shape of the patch; labels come from one pass without gradient, for CutMix too;
+        the threshold follows the confidence of each class, as in our FixMatch;
+        the weight grows at the beginning of the run. At batch size 1 a box is pasted into its own image: no CutMix.
+
+    Cost: 3 B labeled, 3 x 3 B unlabeled, 1 B for the labels, to nnU-Net's 3 B forward passes, a ratio of 4.33.
+    """
+
+    step_cost = 13 / 3  # of nnU-Net's own step; see above
+
+    views = ("weak", "strong", "second_strong")
+    confidence_threshold = 0.95  # τ; paper §4.1
+    pseudo_label_weight = 1.0  # λ; paper §3.3
+    rampup_duration = 0.4  # of the run; as for FixMatch
+    feature_dropout = 0.5  # paper §4.1
+    mixing_probability = 0.5  # of a box; authors' medical branch
+    smallest_box = 0.02  # share of the patch; authors' medical branch
+    largest_box = 0.4  # share of the patch; authors' medical branch
+
+    def initialize(self) -> None:
+        """Let features be dropped between encoder and decoder."""
+        super().initialize()
+        self.dropout = FeatureDropout(self.feature_dropout)
+        self.transform_features(self.dropout)
+
+    def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
+        """Yield nnU-Net's loss, then those of both strong views and of dropped features."""
+        yield {"supervised": self.supervised_loss(labeled)}
+
+        space, probs = self.label_space, self.student_probabilities(unlabeled.weak)
+        accepted = space.confidence(probs) >= space.class_thresholds(probs, self.confidence_threshold)
+        labels, ramp = space.pseudo_label(probs), gaussian_rampup(self.progress, self.rampup_duration)
+        weight = self.pseudo_label_weight * ramp
+        self.record({"ramp/pseudo_label": ramp, "accepted": accepted.float().mean()})
+        self.observe_teaching(probs)
+        for name, view in (("strong", unlabeled.strong), ("second_strong", unlabeled.second_strong)):
+            boxes = self.random_boxes(view)
+            mixed = [torch.where(boxes, partner(whole), whole) for whole in (view, labels, accepted)]
+            yield {name: 0.25 * weight * self.masked_loss(self.student_outputs(mixed[0]), *mixed[1:])}
+
+        with self.dropout.switched_on():
+            outputs = self.student_outputs(unlabeled.weak)
+        yield {"dropped_features": 0.5 * weight * self.masked_loss(outputs, labels, accepted)}
+
+    def random_boxes(self, image: Tensor) -> Tensor:
+        """Return CutMix's box of each image, or none."""
+        shares = torch.empty(len(image)).uniform_(self.smallest_box, self.largest_box)
+        shares *= torch.rand(len(image)) < self.mixing_probability
+        return random_boxes(len(image), image.shape[2:], shares, image.device)
