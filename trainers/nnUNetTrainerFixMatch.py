@@ -35,15 +35,17 @@ class nnUNetTrainerFixMatch(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's na
     ema_decay = 0.99  # of the teacher; Mean Teacher §3.1
     confidence_threshold = 0.95  # τ; paper §4.1
     pseudo_label_weight = 1.0  # λ; paper §4.1
-    rampup_duration = 0.4  # of the run; MC-Net, SS-Net
+    warmup_fraction = 0.4  # of the run; ours
+    rampup_duration = 0.2  # of what follows; ours
 
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield nnU-Net's loss, then that of the accepted pseudo-labels."""
         yield {"supervised": self.supervised_loss(labeled)}
-
+        if self.in_warmup:
+            return
         space, target = self.label_space, self.teacher_probabilities(unlabeled.weak)
         accepted = space.confidence(target) >= space.class_thresholds(target, self.confidence_threshold)
-        ramp = gaussian_rampup(self.progress, self.rampup_duration)
+        ramp = gaussian_rampup(self.progress_after_warmup, self.rampup_duration)
         self.record({"ramp/pseudo_label": ramp, "accepted": accepted.float().mean()})
         self.observe_teaching(target)
         outputs = self.student_outputs(unlabeled.strong)

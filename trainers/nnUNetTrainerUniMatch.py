@@ -38,7 +38,8 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's na
     views = ("weak", "strong", "second_strong")
     confidence_threshold = 0.95  # τ; paper §4.1
     pseudo_label_weight = 1.0  # λ; paper §3.3
-    rampup_duration = 0.4  # of the run; as for FixMatch
+    warmup_fraction = 0.4  # of the run; as for FixMatch
+    rampup_duration = 0.2  # of what follows; as for FixMatch
     feature_dropout = 0.5  # paper §4.1
     mixing_probability = 0.5  # of a box; authors' medical branch
     smallest_box = 0.02  # share of the patch; authors' medical branch
@@ -53,10 +54,11 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's na
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield nnU-Net's loss, then those of both strong views and of dropped features."""
         yield {"supervised": self.supervised_loss(labeled)}
-
+        if self.in_warmup:
+            return
         space, probs = self.label_space, self.student_probabilities(unlabeled.weak)
         accepted = space.confidence(probs) >= space.class_thresholds(probs, self.confidence_threshold)
-        labels, ramp = space.pseudo_label(probs), gaussian_rampup(self.progress, self.rampup_duration)
+        labels, ramp = space.pseudo_label(probs), gaussian_rampup(self.progress_after_warmup, self.rampup_duration)
         weight = self.pseudo_label_weight * ramp
         self.record({"ramp/pseudo_label": ramp, "accepted": accepted.float().mean()})
         self.observe_teaching(probs)

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="folds, or all (default: 0)")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
     parser.add_argument("-o", required=True, metavar="FILE", help="the zip to write")
+    parser.add_argument("--ensemble", action="store_true", help="both networks of a method that has two, as folds")
     parser.add_argument("--overwrite", action="store_true", help="replace the zip if it exists")
 
 
@@ -33,11 +34,11 @@ def run(options: argparse.Namespace) -> int:
 
     dataset, model = model_folder(options)
     names = exported_names(options.tr, options.p)
-    export_model(model, options.f, options.chk, dataset, names, target)
+    folds = export_model(model, options.f, options.chk, dataset, names, target, options.ensemble)
     print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB, without optimiser, host names, paths and case ids\n")
     print(
         f"nnUNetv2_install_pretrained_model_from_zip {target.name}\n"
-        f"nnUNetv2_predict -d {dataset} -c {options.c} -tr {names.trainer} -p {names.plans} -f {' '.join(options.f)} "
+        f"nnUNetv2_predict -d {dataset} -c {options.c} -tr {names.trainer} -p {names.plans} -f {' '.join(folds)} "
         f"-chk {names.checkpoint} -i IMAGES -o OUT"
     )
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nnunet_ssl.training.checkpoints import load_checkpoint_file
 
@@ -40,8 +41,14 @@ def exported_names(trainer: str, plans: str) -> ExportedNames:
 
 
 def export_model(
-    model: Path, folds: Sequence[str], checkpoint_name: str, dataset: str, names: ExportedNames, target: Path
-) -> None:
+    model: Path,
+    folds: Sequence[str],
+    checkpoint_name: str,
+    dataset: str,
+    names: ExportedNames,
+    target: Path,
+    ensemble: bool = False,
+) -> list[str]:
     """Write a zip in the form of nnU-Net's own exports.
 
     Args:
@@ -51,9 +58,14 @@ def export_model(
         dataset: the data set's name.
         names: by which the model will be found.
         target: the zip; it appears whole or not at all.
+        ensemble: write both networks of a method that has two, each as a fold; nnU-Net averages over folds.
+
+    Returns:
+        The folds in the zip: those given, or with `ensemble` 0 to twice as many.
 
     Raises:
-        ValueError: a fold has no such checkpoint, or the checkpoint is damaged.
+        ValueError: a fold has no such checkpoint, or the checkpoint is damaged; with `ensemble`, there is no second
+            network, or it has another architecture, for which a model of nnU-Net has no place.
     """
     files = {fold: model / f"fold_{fold}" / checkpoint_name for fold in folds}
     for fold, file in files.items():
@@ -71,14 +83,29 @@ def export_model(
         with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as opened:
             opened.writestr(f"{folder}/plans.json", json.dumps(plans, indent=1))
             opened.writestr(f"{folder}/dataset.json", json.dumps(description, indent=1))
+            written = []
             for fold, file in files.items():
                 checkpoint = load_checkpoint_file(file, torch.device("cpu"))
-                opened.writestr(
-                    f"{folder}/fold_{fold}/{names.checkpoint}", to_bytes(plain_checkpoint(checkpoint, fold, names))
-                )
+                for weights in networks_of(checkpoint, file) if ensemble else [checkpoint["network_weights"]]:
+                    written.append(str(len(written)) if ensemble else fold)
+                    content = plain_checkpoint(checkpoint | {"network_weights": weights}, written[-1], names)
+                    opened.writestr(f"{folder}/fold_{written[-1]}/{names.checkpoint}", to_bytes(content))
         unfinished.replace(target)
+        return written
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def networks_of(checkpoint: dict[str, Any], file: Path) -> list[dict[str, Tensor]]:
+    """Return the weights of both networks of a method that has two."""
+    first, second = checkpoint["network_weights"], checkpoint.get("nnunet_ssl", {}).get("parts", {}).get("second")
+    if second is None:
+        raise ValueError(f"{checkpoint['trainer_name']} trains no second network: export {file} without --ensemble")
+    if {name: value.shape for name, value in first.items()} != {name: value.shape for name, value in second.items()}:
+        raise ValueError(
+            f"the second network of {file} has another architecture than its plans: export it without --ensemble"
+        )
+    return [first, second]
 
 
 def plain_checkpoint(checkpoint: dict[str, Any], fold: str, names: ExportedNames) -> dict[str, Any]:

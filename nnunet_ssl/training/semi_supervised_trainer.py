@@ -155,6 +155,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return self.init_checkpoint is None and self.progress < getattr(self, "warmup_fraction", 0.0)
 
     @property
+    def progress_after_warmup(self) -> float:
+        """How much of what follows the first stage is over: a fraction in [0, 1), 0 while it is on."""
+        warmup = 0.0 if self.init_checkpoint is not None else getattr(self, "warmup_fraction", 0.0)
+        return max(0.0, (self.progress - warmup) / (1.0 - warmup)) if warmup < 1.0 else 0.0
+
+    @property
     def mirror_axes(self) -> tuple[int, ...]:
         """The spatial axes along which this run mirrors, by nnU-Net's choice."""
         return tuple(self.inference_allowed_mirroring_axes or ())

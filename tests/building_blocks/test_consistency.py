@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ssl.building_blocks.consistency import mean_squared_error
+from nnunet_ssl.building_blocks.consistency import masked_mean_squared_error, mean_squared_error
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 2, 3, 4, 5)])
@@ -31,3 +31,24 @@ def test_half_precision_does_not_underflow():
 def test_shapes_are_not_broadcast():
     with pytest.raises(ValueError, match=r"one shape, got \(2, 3, 4, 4\) and \(2, 1, 4, 4\)"):
         mean_squared_error(torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4))
+
+
+def test_masked_error_is_the_mean_over_the_mask():
+    rng = np.random.default_rng(0)
+    first, second = (torch.tensor(rng.random((2, 3, 4, 5))) for _ in range(2))
+    mask = torch.tensor(rng.random((2, 1, 4, 5)) < 0.5)
+    there = mask.expand_as(first)
+    expected = ((first - second)[there] ** 2).mean().item()
+    assert masked_mean_squared_error(first, second, mask).item() == pytest.approx(expected, rel=1e-6)
+    full = torch.ones_like(mask)
+    assert masked_mean_squared_error(first, second, full) == pytest.approx(mean_squared_error(first, second).item())
+    assert masked_mean_squared_error(first, second, ~full).item() == 0.0
+
+
+def test_masked_error_moves_accepted_voxels_of_the_prediction_only():
+    probs, target = torch.rand(1, 2, 4, 4, requires_grad=True), torch.rand(1, 2, 4, 4, requires_grad=True)
+    mask = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
+    mask[:, 0, :2] = True
+    masked_mean_squared_error(probs, target, mask).backward()
+    assert target.grad is None
+    assert torch.equal(probs.grad != 0, mask)

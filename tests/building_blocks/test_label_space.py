@@ -127,3 +127,49 @@ def test_pseudo_labels_carry_no_gradient(space):
     assert not space.pseudo_label(probs).requires_grad
     space.dice(probs, space.pseudo_label(probs)).backward()
     assert z.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
+def test_divergence_equals_a_naive_reference(space):
+    p, q = space.probabilities(logits()), space.probabilities(logits(1))
+    a, b = p.double().numpy(), q.double().numpy()
+    expected = a * np.log(a / b)
+    if isinstance(space, SigmoidRegions):
+        expected += (1 - a) * np.log((1 - a) / (1 - b))
+    else:
+        expected = expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(space.divergence(p, q).numpy(), expected, atol=1e-5)
+    assert space.divergence(p, p).abs().max() == 0.0
+
+
+def test_class_thresholds_by_hand():
+    """Background is predicted with mean confidence 0.9, class 1 with 0.6; class 2 nowhere."""
+    probs = torch.tensor([[1.0, 0.8, 0.3, 0.4], [0.0, 0.1, 0.7, 0.5], [0.0, 0.1, 0.0, 0.1]])[None, :, None]
+    thresholds = SoftmaxLabels(3).class_thresholds(probs, 0.9)
+    assert thresholds.flatten().tolist() == pytest.approx([0.9, 0.9, 0.6, 0.6])
+    accepted = SoftmaxLabels(3).confidence(probs) >= thresholds
+    assert accepted.flatten().tolist() == [True, False, True, False]
+
+
+def test_thresholds_of_a_region_by_hand():
+    """Outside is predicted with mean confidence 0.9, inside with 0.6; each region for itself."""
+    probs = torch.tensor([[0.0, 0.2, 0.7, 0.5001], [1.0, 1.0, 1.0, 1.0]])[None, :, None]
+    thresholds = SigmoidRegions(2).class_thresholds(probs, 0.9)
+    assert thresholds[0, 0, 0].tolist() == pytest.approx([0.9, 0.9, 0.6, 0.6], abs=1e-3)
+    assert thresholds[0, 1, 0].tolist() == pytest.approx([0.9] * 4)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
+def test_no_class_asks_for_more_than_the_threshold(space):
+    probs = space.probabilities(logits(3))
+    thresholds = space.class_thresholds(probs, 0.95)
+    assert thresholds.shape == space.confidence(probs).shape
+    assert 0.0 < thresholds.min() <= thresholds.max() <= 0.95 + 1e-6
+
+
+def test_labels_of_targets_have_no_ignore_label():
+    target = torch.tensor([0, 1, 3])[None, None, None]
+    assert SoftmaxLabels(3, ignore_label=3).labels(target).flatten().tolist() == [0, 1, 0]
+    regions = torch.tensor([[1, 0, 1], [0, 1, 0], [0, 0, 1]])[None, :, None]  # the last channel says: ignore
+    labels = SigmoidRegions(2, ignore_label=3).labels(regions)
+    assert labels[0, :, 0].tolist() == [[1, 0, 0], [0, 1, 0]]

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
-from nnunet_ssl.building_blocks.teaching import foreground_shares, teaching_statistics
+from nnunet_ssl.building_blocks.teaching import collapsed, foreground_shares, teaching_statistics
 
 
 def test_softmax_hand_values():
@@ -26,3 +28,28 @@ def test_shares_leave_the_ignore_label_out():
     target = torch.tensor([0, 1, 3, 3])[None, None, None]
     shares = foreground_shares(SoftmaxLabels(3, ignore_label=3), target)
     assert {name: value.item() for name, value in shares.items()} == {"1": 0.5, "2": 0.0}
+
+
+def test_agreement_needs_the_predictions_of_the_same_voxels():
+    target = torch.rand(1, 3, 4, 4).softmax(1)
+    assert "agreement" not in teaching_statistics(SoftmaxLabels(3), target)
+
+
+@pytest.mark.parametrize(
+    ("taught", "state"),
+    [
+        ([0.02, 0.02, 0.02], None),
+        ([0.02, 0.001, 0.001, 0.001], "vanished"),
+        ([0.02, 0.3, 0.3, 0.3], "flooded"),
+        ([0.001, 0.001], None),  # too few epochs to say
+        ([0.001, 0.001, 0.02, 0.02, 0.001], None),  # a single epoch
+        ([0.001, math.nan, 0.001, 0.001], None),  # an epoch that was not observed
+    ],
+)
+def test_collapse_is_told_from_the_last_epochs(taught, state):
+    assert collapsed([0.03, math.nan, 0.01], taught) == state
+
+
+def test_a_class_that_no_label_has_cannot_collapse():
+    assert collapsed([0.0, 0.0], [0.0, 0.0, 0.0]) is None
+    assert collapsed([math.nan], [0.5, 0.5, 0.5]) is None

@@ -45,7 +45,7 @@ def test_unlabeled_batch(tiny_dataset, cell):
     batch = next(loaders(dataset)[1])
     shape = (dataset.case.batch_size, 1, *dataset.case.patch_size)
     assert batch["weak"].shape == batch["strong"].shape == shape
-    assert batch.keys() == {"weak", "strong", "second_strong", "keys"}
+    assert batch.keys() == {"weak", "strong", "keys"}
     assert set(batch["keys"]) <= {"unlabeled0", "unlabeled1", "unlabeled2"}
 
 
@@ -68,7 +68,7 @@ def test_no_label_in_an_unlabeled_batch(tiny_dataset):
     batch = next(two)
     assert batch.keys() == {"data", "target", "keys", "unlabeled"}
     ours, others = batches_on_device(batch, torch.device("cpu"))
-    assert set(vars(others)) == {"weak", "strong", "keys"}
+    assert set(vars(others)) == {"weak", "strong", "second_strong", "keys"}
     assert isinstance(others, UnlabeledBatch)
     assert torch.equal(ours.image, batch["data"])
 

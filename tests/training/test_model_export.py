@@ -7,15 +7,16 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_ssl.commands.cli import main
+from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.catalog import all_trainers
 from tests.conftest import DATASET, make_trainer
 
 TRAINERS = all_trainers()
 
 
-def finished_run(dataset, trainer_class, fold=0) -> Path:
+def finished_run(dataset, trainer_class, fold=0, **settings) -> Path:
     """Leave the files of a training that is over, and return the model's folder."""
-    trainer = make_trainer(dataset, trainer_class, fold=fold)
+    trainer = make_trainer(dataset, trainer_class, fold=fold, **settings)
     trainer.initialize()
     trainer.on_train_start()
     with torch.no_grad():  # so that the networks of a method differ
@@ -81,6 +82,35 @@ def test_several_folds(tiny_dataset, tmp_path):
     assert export(tmp_path / "model.zip", TRAINERS[0], "-f", "0", "1") == 0
     with zipfile.ZipFile(tmp_path / "model.zip") as opened:
         assert sum(name.endswith("checkpoint_final.pth") for name in opened.namelist()) == 2
+
+
+def test_ensemble_holds_both_networks_as_folds(tiny_dataset, tmp_path, capsys):
+    dataset = tiny_dataset()
+    cps = find_trainer("nnUNetTrainerCPS")
+    model = finished_run(dataset, cps)
+    assert export(tmp_path / "model.zip", cps, "--ensemble") == 0
+    assert "-p nnUNetPlans_CPS -f 0 1" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "model.zip") as opened:
+        opened.extractall(tmp_path / "results")
+    plain = network_of(tmp_path / "results" / DATASET / "nnUNetTrainer__nnUNetPlans_CPS__3d_fullres", (0, 1))
+    saved = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    parts = saved["nnunet_ssl"]["parts"]
+    for weights, part in zip(plain.list_of_parameters, (parts["student"], parts["second"]), strict=True):
+        assert all(torch.equal(weights[name], value) for name, value in part.items())
+    assert any(not torch.equal(parts["student"][name], value) for name, value in parts["second"].items())
+
+
+def test_ensemble_needs_two_networks_of_one_architecture(tiny_dataset, tmp_path, capsys):
+    dataset = tiny_dataset()
+    mean_teacher, cps = find_trainer("nnUNetTrainerMeanTeacher"), find_trainer("nnUNetTrainerCPS")
+    finished_run(dataset, mean_teacher)
+    assert export(tmp_path / "model.zip", mean_teacher, "--ensemble") == 2
+    assert "nnUNetTrainerMeanTeacher trains no second network" in capsys.readouterr().err
+    finished_run(dataset, cps, second_architecture="other")
+    assert export(tmp_path / "model.zip", cps, "--ensemble") == 2
+    assert "has another architecture than its plans" in capsys.readouterr().err
+    assert not (tmp_path / "model.zip").exists()
+    assert export(tmp_path / "model.zip", cps) == 0
 
 
 def test_faults_are_named_and_no_zip_is_left(tiny_dataset, tmp_path, capsys):

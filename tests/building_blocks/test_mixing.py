@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_ssl.building_blocks.mixing import interpolate, partner, random_box, random_boxes, random_shares
+
+CPU = torch.device("cpu")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=2, max_size=3), st.floats(0.01, 1.0))
+def test_a_box_is_one_box_of_the_size_asked_for(spatial, side):
+    mask = random_box(spatial, side, CPU)
+    assert mask.shape == (1, 1, *spatial)
+    inside = np.argwhere(mask[0, 0].numpy())
+    lengths = inside.max(0) - inside.min(0) + 1
+    assert lengths.tolist() == [max(1, round(side * size)) for size in spatial]
+    assert len(inside) == np.prod(lengths)
+
+
+def test_boxes_reach_every_voxel():
+    torch.manual_seed(0)
+    assert sum(random_box((6, 6), 0.5, CPU).int() for _ in range(200)).min() > 0
+
+
+def test_side_that_is_no_fraction_is_refused():
+    with pytest.raises(ValueError, match=r"fraction of the patch in \(0, 1\], got 0.0"):
+        random_box((4, 4), 0.0, CPU)
+
+
+def test_each_sample_has_its_own_box_or_none():
+    torch.manual_seed(0)
+    boxes = random_boxes(3, (20, 20), torch.tensor([0.25, 0.0, 1.0]), CPU)
+    assert boxes.shape == (3, 1, 20, 20)
+    assert boxes.flatten(1).sum(1).tolist() == [100, 0, 400]
+
+
+def test_partners_are_the_next_ones():
+    batch = torch.arange(3)[:, None]
+    assert partner(batch).flatten().tolist() == [2, 0, 1]
+    assert torch.equal(partner(batch[:1]), batch[:1])
+
+
+def test_interpolation_by_hand():
+    first, second = torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 4.0)
+    mixed = interpolate(first, second, torch.tensor([0.25, 1.0]))
+    assert mixed[:, 0, 0, 0].tolist() == [1.0, 4.0]
+
+
+def test_shares_follow_the_beta_distribution():
+    torch.manual_seed(0)
+    shares = random_shares(20000, 0.2, CPU)
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert shares.var().item() == pytest.approx(1 / (4 * (2 * 0.2 + 1)), abs=0.005)
