@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+
+def test_unconfident_voxels_are_left_out_not_background(start, monkeypatch):
+    """The loss is that of the accepted voxels, whatever the others' labels were."""
+    trainer, labeled, unlabeled = start("FixMatch", progress=0.9, confidence_threshold=0.9)
+    probs = torch.full((2, 4, 16, 16, 16), 0.02)
+    probs[:, 1] = 0.94  # sure of class 1
+    probs[:, :, :, :, 8:] = 0.1
+    probs[:, 2, :, :, 8:] = 0.7  # unsure of class 2
+    given = {}
+    monkeypatch.setattr(trainer, "teacher_probabilities", lambda image: probs)
+    monkeypatch.setattr(
+        trainer,
+        "masked_loss",
+        lambda outputs, labels, weight: given.update(labels=labels, weight=weight) or outputs[0].sum(),
+    )
+    monkeypatch.setattr(
+        type(trainer.label_space), "class_thresholds", lambda self, probs, threshold: torch.tensor(threshold)
+    )
+    list(trainer.training_losses(labeled, unlabeled))
+    assert given["weight"][..., :8].all()
+    assert not given["weight"][..., 8:].any()
+    assert (given["labels"][..., :8] == 1).all()
+
+
+def test_the_strong_view_is_taught_by_the_weak_one(start, seen):
+    trainer, labeled, unlabeled = start("FixMatch", progress=0.9)
+    student, teacher = seen(trainer.network), seen(trainer.teacher)
+    list(trainer.training_losses(labeled, unlabeled))
+    assert torch.equal(student[1], unlabeled.strong)
+    assert torch.equal(teacher[0], unlabeled.weak)
+
+
+def test_warmup_is_labeled_only_and_the_ramp_begins_after_it(start):
+    trainer, labeled, unlabeled = start("FixMatch", progress=0.0)
+    assert [list(losses) for losses in trainer.training_losses(labeled, unlabeled)] == [["supervised"]]
+    trainer.num_epochs, trainer.current_epoch, trainer.step_of_epoch = 10, 4, 0
+    assert not trainer.in_warmup
+    assert trainer.progress_after_warmup == pytest.approx(0.0)
+    trainer.current_epoch = 7
+    assert trainer.progress_after_warmup == pytest.approx(0.5)
+    list(trainer.training_losses(labeled, unlabeled))
+    assert trainer.step_records["ramp/pseudo_label"] == 1.0
