@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nnunet_ssl.building_blocks.mixing import partner, random_box
+from nnunet_ssl.building_blocks.mixing import random_box
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.semi_supervised_trainer import Losses
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
@@ -17,19 +17,19 @@ class nnUNetTrainerBCP(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     Y. Bai, D. Chen, Q. Li, W. Shen, Y. Wang, "Bidirectional Copy-Paste for Semi-Supervised Medical Image
     Segmentation", CVPR 2023, https://arxiv.org/abs/2305.00673
 
-        warm-up:  L = L_seg(f(x' in x), y' in y)
+        warm-up:  L = L_seg(f(x; θ), y)
         then:     L = ½ ( L_mix(u in x) + L_mix(x in u) ),    ŷ = argmax p(u_weak; θ')
                   L_mix = L_seg over the voxels of x with y + α L_seg over the voxels of u with ŷ
 
-    "b in a" is a with one box at a random place cut out of b, the same place for the whole batch; x' is the next
-    labeled image, u the unlabeled one. The gradient flows through the student alone.
+    "b in a" is a with one box at a random place cut out of b, the same place for the whole batch. The gradient flows
+    through the student alone.
 
     Differences from the paper:
         one batch of labeled and one of unlabeled images are pasted both ways, instead of two halves of each;
         the student sees the strong view, and all heads are supervised;
         pseudo-labels are not cut down to their largest component, which not every structure has only one of;
-        warm-up and self-training are one run with one learning rate, and the teacher goes on across the border.
-        At batch size 1 the warm-up has no partner and is plain supervised training.
+        the warm-up is nnU-Net's own training, not copy-paste among labeled images, from which two cases were learned
+        at half the speed; it and the self-training are one run, and the teacher goes on across the border.
 
     Cost: 6 B mixed, 1 B teacher forward passes to nnU-Net's 3 B, a ratio of 2.33; 1 in the warm-up.
     """
@@ -43,15 +43,14 @@ class nnUNetTrainerBCP(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     pseudo_label_weight = 0.5  # α; paper §4.1
 
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
-        """Yield the loss of labeled in labeled images; after the warm-up those of both directions."""
+        """Yield nnU-Net's loss; after the warm-up those of both directions."""
+        if self.in_warmup:
+            yield {"supervised": self.supervised_loss(labeled)}
+            return
         space = self.label_space
         target = labeled.target[0] if isinstance(labeled.target, list) else labeled.target
         labels, known = space.labels(target), space.is_known(target)
         box = random_box(labeled.image.shape[2:], self.box_side, labeled.image.device)
-        if self.in_warmup:
-            mixed = [torch.where(box, partner(whole), whole) for whole in (labeled.image, labels, known)]
-            yield {"supervised": self.masked_loss(self.student_outputs(mixed[0]), *mixed[1:])}
-            return
         probs = self.teacher_probabilities(unlabeled.weak)
         self.observe_teaching(probs)
         pseudo_label = space.pseudo_label(probs)
