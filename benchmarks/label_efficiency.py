@@ -6,8 +6,9 @@ r"""Dice against the number of labeled cases: trainers, the labeled-only nnU-Net
 The data set is planned and preprocessed by nnU-Net before. All runs share network, steps and validation cases: those
 of nnU-Net's own fold 0, or with --tune-fold those of its fold 1, so that settings are never tuned on what is reported.
 Each seed draws its own labeled cases, nested over their number, and seeds the training. The unlabeled cases are those
-of imagesUn; without any, the training cases that are not labeled. Interrupted, the same command goes on where it
-stopped.
+of imagesUn; without any, the training cases that are not labeled. With --own-split instead of --labeled all three are
+those of fold 0 of the data set's splits_final.json (a published protocol, a split by patient), and a seed is one of the
+training alone. Interrupted, the same command goes on where it stopped.
 """
 
 import argparse
@@ -29,6 +30,8 @@ BASELINE = "nnUNetTrainer"
 EPOCHS = 20  # into which the steps are divided: nnU-Net validates and lowers its learning rate once in each
 REPORT_FOLD, TUNE_FOLD = 0, 1  # of nnU-Net's own 5-fold split
 COLUMNS = ("labeled", "trainer", "dice_mean", "dice_sd", "difference", "seeds", "minutes")
+
+Drawn = tuple[int | None, int, dict[str, list[str]]]  # number of labeled cases (None: all), seed, split
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="data set: id or name")
     parser.add_argument("--configuration", default="2d", help="default: 2d")
-    parser.add_argument("--labeled", type=int, nargs="+", required=True, metavar="N", help="numbers of labeled cases")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--labeled", type=int, nargs="+", default=[], metavar="N", help="numbers of labeled cases")
+    which.add_argument("--own-split", action="store_true", help="take the data set's own splits_final.json")
     parser.add_argument("--trainers", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--steps", type=int, required=True, help=f"of each training, a multiple of {EPOCHS}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="default: 1")
@@ -84,12 +89,13 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.steps % EPOCHS:
         parser.error(f"--steps is a multiple of {EPOCHS}, got {options.steps}")
+    if options.own_split and options.tune_fold:
+        parser.error("--tune-fold goes with --labeled")
     return options
 
 
 def prepare(options: argparse.Namespace, place: Path) -> list[Run]:
     """Lay a preprocessed folder that shares the cases with the data set's own and has its own plans and splits."""
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
     dataset = maybe_convert_to_dataset_name(options.dataset)
@@ -102,30 +108,56 @@ def prepare(options: argparse.Namespace, place: Path) -> list[Run]:
         (target / name).write_bytes((source / name).read_bytes())
     (target / "nnUNetPlans.json").write_text(json.dumps(smaller_plans(source / "nnUNetPlans.json", options)))
 
+    drawn = own_splits(source, options) if options.own_split else draw_splits(source, dataset, options)
+    runs = []
+    for fold, (labeled, seed, _) in enumerate(drawn):
+        names = [BASELINE] if labeled is None else [BASELINE, *options.trainers]
+        runs += [Run(name, labeled, seed, fold) for name in names]
+    keep_splits(target / "splits_final.json", [split for _, _, split in drawn])
+    return runs
+
+
+def draw_splits(source: Path, dataset: str, options: argparse.Namespace) -> list[Drawn]:
+    """Draw the labeled cases of each seed, nested over their number; None is all of them."""
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
     cases = sorted(path.name.split(".")[0] for path in (source / "gt_segmentations").iterdir())
     fold = generate_crossval_split(cases, seed=12345, n_splits=5)[TUNE_FOLD if options.tune_fold else REPORT_FOLD]
     training, validation = [str(case) for case in fold["train"]], [str(case) for case in fold["val"]]
     has_images = any(Path(os.environ["nnUNet_raw"], dataset).glob("imagesUn/*"))
-    splits, runs = [], []
+    drawn = []
     for labeled in (*options.labeled, None):
         for seed in options.seeds:
             order = [training[i] for i in np.random.default_rng(seed).permutation(len(training))]
             split = {"train": sorted(order[:labeled]), "val": validation}
             if not has_images and labeled is not None:
                 split["unlabeled"] = sorted(order[labeled:])
-            names = [BASELINE] if labeled is None else [BASELINE, *options.trainers]
-            runs += [Run(name, labeled, seed, len(splits)) for name in names]
-            splits.append(split)
-    keep_splits(target / "splits_final.json", splits)
-    return runs
+            drawn.append((labeled, seed, split))
+    return drawn
+
+
+def own_splits(source: Path, options: argparse.Namespace) -> list[Drawn]:
+    """Return the data set's own split for each seed, and all of its labels: those of its unlabeled cases too."""
+    own = json.loads((source / "splits_final.json").read_text())[REPORT_FOLD]
+    there = {path.name.split(".")[0] for path in (source / "gt_segmentations").iterdir()}
+    everything = {"train": sorted({*own["train"], *own.get("unlabeled", [])} & there), "val": own["val"]}
+    labeled = len(own["train"])
+    return [(labeled, seed, own) for seed in options.seeds] + [(None, seed, everything) for seed in options.seeds]
 
 
 def smaller_plans(file: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return nnU-Net's plans with the features and the batch size asked for."""
+    """Return nnU-Net's plans with the features, of as many stages, and the batch size asked for."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     plans = json.loads(file.read_text())
-    configuration = plans["configurations"][options.configuration]
+    configuration = PlansManager(plans).get_configuration(options.configuration).configuration  # nothing inherited
+    plans["configurations"] = {options.configuration: configuration}
     if options.features:
-        configuration["architecture"]["arch_kwargs"]["features_per_stage"] = options.features
+        arguments, stages = configuration["architecture"]["arch_kwargs"], len(options.features)
+        for name, value in arguments.items():
+            if isinstance(value, list):
+                arguments[name] = value[: stages - 1 if name.endswith("decoder") else stages]
+        arguments |= {"features_per_stage": options.features, "n_stages": stages}
     if options.batch_size:
         configuration["batch_size"] = options.batch_size
     return plans

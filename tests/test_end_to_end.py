@@ -272,3 +272,9 @@ def test_benchmarks(planned):
     assert re.search(rf"\| 2 \| {TRAINER} \| 0.\d{{4}} \|  \| [+-]0.\d{{4}} \| 1 \|", table), table
     assert re.search(r"\| all \| nnUNetTrainer \| 0.\d{4}", table), table
     assert "3 runs, 3 done before" in planned.run(f"{command} --configuration 2d {small}")
+    own = command.replace("--labeled 2", "--own-split") + f" -o {planned.root}/own --configuration 2d {small}"
+    table = planned.run(own)
+    labeled = len(
+        json.loads((planned.root / "preprocessed" / planned.dataset / "splits_final.json").read_text())[0]["train"]
+    )
+    assert re.search(rf"\| {labeled} \| {TRAINER} \| 0.\d{{4}}", table), table
