@@ -44,7 +44,7 @@ class nnUNetTrainerFixMatch(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's na
         if self.in_warmup:
             return
         space, target = self.label_space, self.teacher_probabilities(unlabeled.weak)
-        accepted = space.confidence(target) >= space.class_thresholds(target, self.confidence_threshold)
+        accepted = space.is_accepted(target, self.confidence_threshold)
         ramp = gaussian_rampup(self.progress_after_warmup, self.rampup_duration)
         self.record({"ramp/pseudo_label": ramp, "accepted": accepted.float().mean()})
         self.observe_teaching(target)

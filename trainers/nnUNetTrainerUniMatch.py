@@ -57,7 +57,7 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's na
         if self.in_warmup:
             return
         space, probs = self.label_space, self.student_probabilities(unlabeled.weak)
-        accepted = space.confidence(probs) >= space.class_thresholds(probs, self.confidence_threshold)
+        accepted = space.is_accepted(probs, self.confidence_threshold)
         labels, ramp = space.pseudo_label(probs), gaussian_rampup(self.progress_after_warmup, self.rampup_duration)
         weight = self.pseudo_label_weight * ramp
         self.record({"ramp/pseudo_label": ramp, "accepted": accepted.float().mean()})

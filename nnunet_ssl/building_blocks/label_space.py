@@ -78,6 +78,10 @@ class LabelSpace(ABC):
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy of each voxel, shaped like `confidence`, in float32; gradient to the logits."""
 
+    def is_accepted(self, probs: Tensor, threshold: float) -> Tensor:
+        """Return where a pseudo-label is sure enough for its class: bool, shaped like `confidence`."""
+        return self.confidence(probs) >= self.class_thresholds(probs, threshold)
+
     @property
     @abstractmethod
     def foreground(self) -> slice:

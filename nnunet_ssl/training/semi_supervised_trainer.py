@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions, SoftmaxLabels
 from nnunet_ssl.building_blocks.masked_loss import deep_supervision_loss, masked_cross_entropy_and_dice
-from nnunet_ssl.building_blocks.teaching import CONFIDENT, collapsed, foreground_shares, teaching_statistics
+from nnunet_ssl.building_blocks.teaching import collapsed, foreground_shares, teaching_statistics
 from nnunet_ssl.data.loaders import (
     LabeledBatch,
     TwoStreamLoader,
@@ -582,7 +582,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.set_deep_supervision_enabled(False)
             with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
                 probs = self.probabilities(self.network(image))
-        threshold = getattr(self, "confidence_threshold", CONFIDENT)
+        threshold = getattr(self, "confidence_threshold", None)
         title = f"{type(self).__name__}, fold {self.fold}, epoch {self.current_epoch}"
         draw_teaching(self.label_space, unlabeled, probs, threshold, file, title)
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace
+from nnunet_ssl.building_blocks.teaching import CONFIDENT
 from nnunet_ssl.data.loaders import UnlabeledBatch
 
 MOST_PATCHES = 4
@@ -17,9 +18,16 @@ MOST_PATCHES = 4
 
 @torch.no_grad()
 def draw_teaching(
-    space: LabelSpace, unlabeled: UnlabeledBatch, probs: Tensor, threshold: float, file: Path, title: str
+    space: LabelSpace,
+    unlabeled: UnlabeledBatch,
+    probs: Tensor,
+    threshold: float | None,
+    file: Path,
+    title: str,
 ) -> None:
     """Draw a row for each of some patches: its views, the pseudo-label, and the pseudo-label where it is accepted.
+
+    Of a method without threshold, which teaches every voxel, the last picture shows where the pseudo-label is sure.
 
     Of a 3-D patch the slice is shown that has the most pseudo-label foreground.
 
@@ -27,14 +35,18 @@ def draw_teaching(
         space: what the channels mean.
         unlabeled: the patches.
         probs: probabilities (B, C, *spatial) from which pseudo-labels are made.
-        threshold: a voxel is accepted where the confidence of all channels is above it.
+        threshold: of the method's confidence, see `LabelSpace.is_accepted`; None if it has none.
         file: the PNG to write.
         title: above the picture.
     """
     views = {name: view for name in ("weak", "strong") if (view := getattr(unlabeled, name)) is not None}
     labels = label_map(space, probs)
-    accepted = (space.confidence(probs) > threshold).all(1)
-    names = [*views, "pseudo-label", f"accepted (confidence > {threshold:g})"]
+    if threshold is None:
+        accepted, name = space.confidence(probs) > CONFIDENT, f"where confidence > {CONFIDENT:g}"
+    else:
+        accepted, name = space.is_accepted(probs, threshold), f"accepted (threshold {threshold:g})"
+    accepted = accepted.all(1)
+    names = [*views, "pseudo-label", name]
     patches = min(MOST_PATCHES, len(labels))
     channels = range(space.num_channels)[space.foreground]
     colors = ListedColormap([f"C{channel % 10}" for channel in range(len(channels))])
@@ -56,7 +68,7 @@ def draw_teaching(
                 axis.set_title(name, fontsize="small")
                 axis.set_xlabel("voxels")
             share = float(accepted[row].float().mean())
-            axes[-1].set_title(f"{names[-1]}: {share:.0%} of the patch", fontsize="small")
+            axes[-1].set_title(f"{names[-1]}:\n{share:.0%} of the patch", fontsize="small")
             axes[0].set_ylabel(unlabeled.keys[row])
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=90)

@@ -4,6 +4,7 @@ import torch
 
 from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
 from nnunet_ssl.commands.cli import main
+from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunet_ssl.training.teaching_preview import label_map, shown_slice
 from tests.conftest import assert_equal_weights, make_trainer, parameters_of
@@ -37,11 +38,12 @@ def test_training_with_previews_is_the_same_training(tiny_dataset, cell):
     assert_equal_weights(*weights)
 
 
-def test_preview_of_a_checkpoint(tiny_dataset, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["nnUNetTrainerMeanTeacher", "nnUNetTrainerFixMatch"])  # without threshold, and with
+def test_preview_of_a_checkpoint(tiny_dataset, tmp_path, capsys, name):
     dataset = tiny_dataset()
-    finished_run(dataset, nnUNetTrainerMeanTeacher)
+    finished_run(dataset, find_trainer(name))
     out = tmp_path / "pictures" / "preview.png"
-    arguments = ["-d", "999", "-tr", "nnUNetTrainerMeanTeacher", "-device", "cpu", "-o", str(out)]
+    arguments = ["-d", "999", "-tr", name, "-device", "cpu", "-o", str(out)]
     assert main(["preview", *arguments]) == 0
     pixels = matplotlib.image.imread(out)
     assert pixels.shape[1] > pixels.shape[0] > 300  # two patches, four pictures each
