@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnunet_ssl.trainers
 from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.curves import Curves
 from nnunet_ssl.training.distributed import unwrap
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
@@ -36,6 +38,13 @@ MATRIX = [
 
 def cell_name(cell: dict) -> str:
     return "-".join(key if value is True else f"{key}{value}" for key, value in cell.items() if value is not False)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Progress pictures take most of a tiny run's time, and have tests of their own."""
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda *_: None)
+    monkeypatch.setattr(Curves, "plot", lambda *_: None)
 
 
 @pytest.fixture(params=TRAINERS)
@@ -252,9 +261,18 @@ def test_source_of_each_trainer_keeps_the_rules(trainer_class):
     assert all(base.__module__.startswith("nnunet_ssl.training") for base in bases), "methods inherit from no method"
 
 
-def test_module_imports_alone(trainer_class):
-    module = f"nnunet_ssl.trainers.{trainer_class.__name__}"
-    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, timeout=120)
+def test_each_module_imports_alone():
+    """In a process of its own, forked from one that has loaded what all of them need from elsewhere."""
+    script = (
+        "import os, sys, nnunet_ssl.training.dual_network_trainer, nnunet_ssl.training.teacher_student_trainer\n"
+        "for name in sys.argv[1:]:\n"
+        "    if os.fork() == 0:\n"
+        "        __import__(f'nnunet_ssl.trainers.{name}')\n"
+        "        loaded = [m for m in sys.modules if m.startswith('nnunet_ssl.trainers.')]\n"
+        "        os._exit(loaded != [f'nnunet_ssl.trainers.{name}'])\n"
+        "    assert os.wait()[1] == 0, name\n"
+    )
+    subprocess.run([sys.executable, "-c", script, *TRAINERS], check=True, timeout=120)
 
 
 def test_every_trainer_is_in_the_readme(trainer_class):
