@@ -190,6 +190,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
         Called in `initialize`, before the network is compiled by its first pass. It adds nothing to the weights.
         """
+        torch._dynamo.config.skip_nnmodule_hook_guards = False  # or a graph compiled without the hook may be taken
         encoder = distributed.unwrap(self.network).encoder
         encoder.register_forward_hook(lambda _module, _inputs, features: transform(features))
 

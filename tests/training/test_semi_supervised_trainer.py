@@ -244,6 +244,37 @@ def test_pseudo_dice_of_one_epoch_without_foreground_does_not_poison_the_average
         assert trainer.logger.get_value("ema_fg_dice", step=-1) == pytest.approx(expected)
 
 
+class Collapsing(TwoTerms):
+    """Is taught that there is nothing but its first foreground channel."""
+
+    def training_losses(self, labeled, unlabeled):
+        target = torch.zeros_like(self.student_probabilities(unlabeled.weak))
+        target[:, self.label_space.foreground.start or 0] = 1.0
+        self.observe_teaching(target)
+        yield {"supervised": self.supervised_loss(labeled)}
+
+
+@pytest.mark.parametrize("cell", [{"num_classes": 3}, {"num_classes": 3, "regions": True}], ids=str)
+def test_collapsed_classes_are_named_once(tiny_dataset, cell):
+    trainer = make_trainer(tiny_dataset(**cell), Collapsing, seed=1, num_epochs=6, num_iterations_per_epoch=2)
+    trainer.run_training()
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    gone = "core" if trainer.label_manager.has_regions else "class2"
+    assert log.count(f"WARNING: class {gone} has vanished in the pseudo-labels: it is 0.000% of their voxels") == 1
+    assert log.count("WARNING: class") == log.count("WARNING: class whole has flooded") + 1
+
+
+def test_sound_pseudo_labels_are_no_collapse(tiny_dataset):
+    trainer = make_trainer(tiny_dataset(num_classes=3), MEAN_TEACHER, seed=1, num_epochs=6)
+    share = {"pseudo_label/1": 0.1, "pseudo_label/2": 0.04, "labeled/1": 0.05, "labeled/2": 0.05}
+    trainer.on_train_start()
+    for epoch in range(5):
+        trainer.curves.log(epoch, share)
+    trainer.current_epoch = 5
+    trainer._warn_of_collapse()
+    assert set(trainer.collapse_states.values()) == {None}
+
+
 # ---- going on ----
 
 
@@ -388,20 +419,41 @@ def test_loss_that_is_not_finite_leaves_the_scaler_usable(tiny_dataset):
     assert trainer.optimizer_steps == 1
 
 
-def test_compiled_networks_train_validate_and_are_saved_bare(tiny_dataset, monkeypatch):
-    """The seam of torch.compile, with its backend that compiles nothing."""
-    monkeypatch.setattr(MEAN_TEACHER, "_do_i_compile", lambda self: True)
+@pytest.fixture
+def compiled(monkeypatch):
+    """Switch torch.compile on, with its backend that compiles nothing."""
+    monkeypatch.setattr(SemiSupervisedTrainer, "_do_i_compile", lambda self: True)
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module, **_: compile_(module, backend="eager"))
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["MeanTeacher", "CPS"])
+def test_compiled_networks_train_validate_and_are_saved_bare(tiny_dataset, compiled, name):
     dataset = tiny_dataset(dim=2)
-    trainer = make_trainer(dataset, MEAN_TEACHER, seed=1)
+    trainer = make_trainer(dataset, find_trainer(f"nnUNetTrainer{name}"), seed=1)
     trainer.run_training()
     saved = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
-    assert not [key for key in saved["network_weights"] if "_orig_mod" in key]
+    states = [saved["network_weights"], *saved["nnunet_ssl"]["parts"].values()]
+    assert not [key for state in states for key in state if "_orig_mod" in key]
     plain = make_trainer(dataset, nnUNetTrainer)
     plain.initialize()
     plain.network.load_state_dict(saved["network_weights"])
+
+
+def test_features_of_a_compiled_network_are_dropped_while_switched_on(tiny_dataset, compiled):
+    dataset = tiny_dataset(dim=2)
+    plain, trainer = (make_trainer(dataset, find_trainer(f"nnUNetTrainer{name}")) for name in ("ICT", "UniMatch"))
+    trainer.initialize()
+    plain.initialize()
+    plain.network(torch.randn(2, 1, 16, 16))  # the same code, compiled without dropout
+    image = torch.randn(2, 1, 16, 16)
+    plain = trainer.student_probabilities(image)
+    with trainer.dropout.switched_on():
+        dropped = trainer.student_probabilities(image)
+    assert not torch.equal(plain, dropped)
+    assert torch.equal(plain, trainer.student_probabilities(image))
 
 
 def test_previous_checkpoints_of_a_finished_run_are_tidied(tiny_dataset):
