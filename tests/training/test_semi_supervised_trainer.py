@@ -447,7 +447,7 @@ def test_features_of_a_compiled_network_are_dropped_while_switched_on(tiny_datas
     plain, trainer = (make_trainer(dataset, find_trainer(f"nnUNetTrainer{name}")) for name in ("ICT", "UniMatch"))
     trainer.initialize()
     plain.initialize()
-    plain.network(torch.randn(2, 1, 16, 16))  # the same code, compiled without dropout
+    plain.student_probabilities(torch.randn(2, 1, 16, 16))  # the same code, compiled without dropout
     image = torch.randn(2, 1, 16, 16)
     plain = trainer.student_probabilities(image)
     with trainer.dropout.switched_on():
