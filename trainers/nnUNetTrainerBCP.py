@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from nnunet_ssl.building_blocks.mixing import random_box
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
@@ -47,23 +46,16 @@ class nnUNetTrainerBCP(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         if self.in_warmup:
             yield {"supervised": self.supervised_loss(labeled)}
             return
-        space = self.label_space
-        target = labeled.target[0] if isinstance(labeled.target, list) else labeled.target
+        space, target = self.label_space, labeled.full_target
         labels, known = space.labels(target), space.is_known(target)
-        box = random_box(labeled.image.shape[2:], self.box_side, labeled.image.device)
         probs = self.teacher_probabilities(unlabeled.weak)
         self.observe_teaching(probs)
         pseudo_label = space.pseudo_label(probs)
+        box = random_box(labeled.image.shape[2:], self.box_side, labeled.image.device)
         for direction, is_labeled in (("inwards", ~box), ("outwards", box)):
-            image = torch.where(is_labeled, labeled.image, unlabeled.strong)
-            yield self.mixed_losses(direction, image, torch.where(is_labeled, labels, pseudo_label), known, is_labeled)
-
-    def mixed_losses(self, direction: str, image: Tensor, labels: Tensor, known: Tensor, is_labeled: Tensor) -> Losses:
-        """Return the losses of the labeled and the pseudo-labeled part of mixed images."""
-        outputs = self.student_outputs(image)
-        return {
-            f"labeled_{direction}": 0.5 * self.masked_loss(outputs, labels, known & is_labeled),
-            f"pseudo_label_{direction}": 0.5
-            * self.pseudo_label_weight
-            * self.masked_loss(outputs, labels, (~is_labeled).expand_as(known)),
-        }
+            outputs = self.student_outputs(torch.where(is_labeled, labeled.image, unlabeled.strong))
+            of_pseudo_label = self.masked_loss(outputs, pseudo_label, ~is_labeled)
+            yield {
+                f"labeled_{direction}": 0.5 * self.masked_loss(outputs, labels, known & is_labeled),
+                f"pseudo_label_{direction}": 0.5 * self.pseudo_label_weight * of_pseudo_label,
+            }

@@ -32,6 +32,11 @@ class LabeledBatch:
     target: Tensor | list[Tensor]
     keys: tuple[str, ...]
 
+    @property
+    def full_target(self) -> Tensor:
+        """The target at full resolution."""
+        return self.target[0] if isinstance(self.target, list) else self.target
+
 
 @dataclass(frozen=True)
 class UnlabeledBatch:

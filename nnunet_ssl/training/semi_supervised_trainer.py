@@ -10,42 +10,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import isfile, load_json
-from nnunetv2.configuration import default_num_processes
-from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions, SoftmaxLabels
 from nnunet_ssl.building_blocks.masked_loss import deep_supervision_loss, masked_cross_entropy_and_dice
 from nnunet_ssl.building_blocks.teaching import collapsed, foreground_shares, teaching_statistics
-from nnunet_ssl.data.loaders import (
-    LabeledBatch,
-    TwoStreamLoader,
-    UnlabeledBatch,
-    UnlabeledLoader,
-    batches_on_device,
-    close_loader,
-    divide_workers,
-    start_loader,
-)
-from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
-from nnunet_ssl.data.unlabeled_pool import RETRY, UnlabeledPool, collect_pool, split_digest, unlabeled_cases_of_fold
-from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
+from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch, batches_on_device, close_loader
 from nnunet_ssl.training import distributed, reproducibility
 from nnunet_ssl.training.checkpoints import load_checkpoint_file, load_intact, previous_checkpoint, save_atomically
 from nnunet_ssl.training.curves import Curves
 from nnunet_ssl.training.epoch_progress import EpochProgress
 from nnunet_ssl.training.options import ENVIRONMENT_VARIABLE, allowed_options, merge_options, parse_options
 from nnunet_ssl.training.teaching_preview import draw_teaching
+from nnunet_ssl.training.two_stream_trainer import STREAMS, TwoStreamTrainer
 
 Losses = dict[str, Tensor]
 
 OBSERVE_EVERY = 25  # steps: often enough for a curve, too seldom to cost time
 PREVIEW_EVERY = 50  # epochs
 COLLAPSE_AFTER = 0.1  # of the run: before, a class may just not have been learned
-STREAMS = {"labeled": 0, "unlabeled": 1, "validation": 2, "step": 3, "network": 4}  # each draws its own random numbers
 
 
 class Health(NamedTuple):
@@ -56,15 +40,13 @@ class Health(NamedTuple):
     loss_of_this_process: bool
 
 
-class SemiSupervisedTrainer(nnUNetTrainer):
+class SemiSupervisedTrainer(TwoStreamTrainer):
     """A semi-supervised method is a subclass that says what its losses are, in `training_losses`.
 
     Its hyper-parameters are class attributes; there is no `__init__`. The base owns everything around the losses:
     gradients, precision, clipping, optimiser, devices and processes, data, options, logging and checkpoints.
     """
 
-    views: tuple[str, ...] = ("weak", "strong")  # of each unlabeled patch; see nnunet_ssl.data.views
-    seed: int | None = None  # None: not reproducible, as nnU-Net
     init_checkpoint: str | None = None  # start from all weights of this nnU-Net checkpoint, output layers included
     max_nonfinite_steps = 10  # so many losses in a row that are not finite stop the run; ours
     previews = 0  # 1: a picture of what is taught, every 50 epochs; see nnunet_ssl.training.teaching_preview
@@ -255,93 +237,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.loss = self._build_loss()
             self.network = distributed.wrap_for_distributed_training(self.network, self.device)
 
-    def do_split(self) -> tuple[list[str], list[str]]:
-        """Return nnU-Net's split; a fold that the splits file does not have is an error, not a random split."""
-        splits_file = os.path.join(self.preprocessed_dataset_folder_base, "splits_final.json")
-        folds = len(load_json(splits_file)) if isfile(splits_file) else 5  # nnU-Net makes 5 when there is no file
-        if self.fold != "all" and not 0 <= self.fold < folds:
-            raise ValueError(f"there is no fold {self.fold}: {splits_file} has the folds 0 to {folds - 1}")
-        return super().do_split()
-
-    # ---- data ----
-
-    def get_dataloaders(self) -> tuple[TwoStreamLoader, Any]:
-        """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
-        pool = self._collect_pool()
-        labeled, validation = self._loaders_of_nnunet()
-        unlabeled = UnlabeledLoader(
-            UnlabeledDataset(pool.folders, self._folder_of_unlabeled()), labeled, self.label_manager, self.views
-        )
-        if self.seed is not None:
-            reproducibility.fix_timed_choices(labeled.transforms)
-        num_workers = get_allowed_n_proc_DA()
-        num_labeled, num_unlabeled = divide_workers(num_workers)
-        num_validation = max(1, num_workers // 2) if num_workers else 0  # as nnU-Net
-        return (
-            TwoStreamLoader(
-                self._start_loader(labeled, "labeled", num_labeled),
-                self._start_loader(unlabeled, "unlabeled", num_unlabeled),
-            ),
-            self._start_loader(validation, "validation", num_validation),
-        )
-
-    def _loaders_of_nnunet(self) -> tuple[Any, Any]:
-        """Return nnU-Net's bare loaders: with 0 workers it starts no process, so that ours can be seeded."""
-        workers = os.environ.get("nnUNet_n_proc_DA")
-        os.environ["nnUNet_n_proc_DA"] = "0"
-        try:
-            labeled, validation = super().get_dataloaders()
-        finally:
-            if workers is None:
-                del os.environ["nnUNet_n_proc_DA"]
-            else:
-                os.environ["nnUNet_n_proc_DA"] = workers
-        return labeled.data_loader, validation.data_loader
-
-    def _start_loader(self, loader: Any, stream: str, num_workers: int) -> Any:  # noqa: ANN401 - nnU-Net's loaders
-        seed = np.random.SeedSequence().entropy if self.seed is None else self.seed
-        seeds = [
-            reproducibility.derive_seed(seed, STREAMS[stream], self.local_rank, worker, self.current_epoch)
-            for worker in range(num_workers)
-        ]
-        return start_loader(loader, seeds, pin_memory=self.device.type == "cuda")
-
-    def _folder_of_unlabeled(self) -> Path:
-        return folder_of(Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier)
-
-    def _collect_pool(self) -> UnlabeledPool:
-        train, validation = self.do_split()
-        dataset_folder = Path(self.preprocessed_dataset_folder_base)
-        preprocessing = UnlabeledPreprocessing(
-            self.plans_manager.plans,
-            self.configuration_name,
-            self.dataset_json,
-            Path(nnUNet_raw.get() or "$nnUNet_raw", self.plans_manager.dataset_name, "imagesUn"),
-            self._folder_of_unlabeled(),
-        )
-        pool = collect_pool(
-            preprocessing,
-            Path(self.preprocessed_dataset_folder),
-            {*train, *validation},
-            unlabeled_cases_of_fold(dataset_folder / "splits_final.json", self.fold),
-            lambda outdated: self._preprocess(preprocessing, outdated),
-        )
-        split = split_digest(train, validation, [*pool.folders, *pool.left_out])
-        self.print_to_log_file(f"Unlabeled cases: {len(pool.folders)}; hash of the split: {split}")
-        for case, problem in pool.left_out.items():
-            self.print_to_log_file(f"WARNING: unlabeled case {case} is left out: {problem}. {RETRY}")
-        return pool
-
-    def _preprocess(self, preprocessing: UnlabeledPreprocessing, outdated: list[str]) -> None:
-        dataset, plans = self.plans_manager.dataset_name, self.plans_manager.plans_name
-        if self.is_ddp:  # the other processes would wait for one another until the time-out of their collectives
-            raise RuntimeError(
-                f"{len(outdated)} unlabeled cases are not preprocessed, which a training in several processes does "
-                f"not do: nnunet_ssl preprocess -d {dataset} -c {self.configuration_name} -p {plans}"
-            )
-        self.print_to_log_file(f"Preprocessing {len(outdated)} unlabeled cases, once: {preprocessing.preprocessed}")
-        preprocessing.run(min(default_num_processes, os.cpu_count() or 1), outdated)
-
     # ---- the run ----
 
     def run_training(self) -> None:
@@ -437,8 +332,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Record the labeled prior of each class, of the samples that nnU-Net did not centre on foreground."""
         at_random = round(self.batch_size * (1 - self.oversample_foreground_percent))
         if self.step_of_epoch % OBSERVE_EVERY == 0 and at_random:
-            target = labeled.target[0] if isinstance(labeled.target, list) else labeled.target
-            shares = foreground_shares(self.label_space, target[:at_random])
+            shares = foreground_shares(self.label_space, labeled.full_target[:at_random])
             self.record({f"labeled/{name}": share for name, share in shares.items()})
 
     def _backpropagate(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Losses:
