@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 
+import torch
+
+from nnunet_ssl.building_blocks.mixing import partner, random_boxes
 from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.semi_supervised_trainer import Losses
@@ -34,9 +37,12 @@ class nnUNetTrainerFixMatch(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's na
 
     ema_decay = 0.99  # of the teacher; Mean Teacher §3.1
     confidence_threshold = 0.95  # τ; paper §4.1
-    pseudo_label_weight = 1.0  # λ; paper §4.1
+    pseudo_label_weight = 0.5  # λ; ours
     warmup_fraction = 0.4  # of the run; ours
     rampup_duration = 0.2  # of what follows; ours
+    mixing_probability = 1.0  # of a box; ours
+    smallest_box = 0.02  # share of the patch; UniMatch's medical branch
+    largest_box = 0.4  # share of the patch; UniMatch's medical branch
 
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield nnU-Net's loss, then that of the accepted pseudo-labels."""
@@ -48,6 +54,8 @@ class nnUNetTrainerFixMatch(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's na
         ramp = gaussian_rampup(self.progress_after_warmup, self.rampup_duration)
         self.record({"ramp/pseudo_label": ramp, "accepted": accepted.float().mean()})
         self.observe_teaching(target)
-        outputs = self.student_outputs(unlabeled.strong)
-        loss = self.masked_loss(outputs, space.pseudo_label(target), accepted)
+        image, labels, shares = unlabeled.strong, space.pseudo_label(target), (self.smallest_box, self.largest_box)
+        boxes = random_boxes(len(image), image.shape[2:], self.mixing_probability, shares, image.device)
+        image, labels, accepted = (torch.where(boxes, partner(whole), whole) for whole in (image, labels, accepted))
+        loss = self.masked_loss(self.student_outputs(image), labels, accepted)
         yield {"pseudo_label": self.pseudo_label_weight * ramp * loss}

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from nnunet_ssl.building_blocks.mixing import partner, random_boxes
 from nnunet_ssl.building_blocks.perturbations import FeatureDropout
@@ -63,16 +62,11 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's na
         self.record({"ramp/pseudo_label": ramp, "accepted": accepted.float().mean()})
         self.observe_teaching(probs)
         for name, view in (("strong", unlabeled.strong), ("second_strong", unlabeled.second_strong)):
-            boxes = self.random_boxes(view)
+            shares = (self.smallest_box, self.largest_box)
+            boxes = random_boxes(len(view), view.shape[2:], self.mixing_probability, shares, view.device)
             mixed = [torch.where(boxes, partner(whole), whole) for whole in (view, labels, accepted)]
             yield {name: 0.25 * weight * self.masked_loss(self.student_outputs(mixed[0]), *mixed[1:])}
 
         with self.dropout.switched_on():
             outputs = self.student_outputs(unlabeled.weak)
         yield {"dropped_features": 0.5 * weight * self.masked_loss(outputs, labels, accepted)}
-
-    def random_boxes(self, image: Tensor) -> Tensor:
-        """Return CutMix's box of each image, or none."""
-        shares = torch.empty(len(image)).uniform_(self.smallest_box, self.largest_box)
-        shares *= torch.rand(len(image)) < self.mixing_probability
-        return random_boxes(len(image), image.shape[2:], shares, image.device)

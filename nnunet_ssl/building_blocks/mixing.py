@@ -31,22 +31,26 @@ def random_box(spatial: Sequence[int], side: float, device: torch.device) -> Ten
     return mask
 
 
-def random_boxes(batch_size: int, spatial: Sequence[int], shares: Tensor, device: torch.device) -> Tensor:
-    """Return a box of its own for each sample, bool (B, 1, *spatial).
+def random_boxes(
+    batch_size: int, spatial: Sequence[int], probability: float, shares: tuple[float, float], device: torch.device
+) -> Tensor:
+    """Return a box of its own for each sample, or none: bool (B, 1, *spatial), true inside.
+
+    CutMix: Yun et al., ICCV 2019, https://arxiv.org/abs/1905.04899
 
     Args:
         batch_size: B.
-        spatial: size of the patch.
-        shares: (B,), on the CPU: which share of the patch's volume each box has; 0 means no box.
+        spatial: size of the patch, whose shape a box has.
+        probability: that a sample has a box.
+        shares: between which shares of the patch's volume a box lies.
         device: of the mask.
     """
-    boxes = [
-        random_box(spatial, float(share) ** (1 / len(spatial)), device)
-        if share > 0
-        else torch.zeros((1, 1, *spatial), dtype=torch.bool, device=device)
-        for share in shares[:batch_size]
-    ]
-    return torch.cat(boxes)
+    drawn = torch.empty(batch_size).uniform_(*shares) * (torch.rand(batch_size) < probability)
+    boxes = torch.zeros((batch_size, 1, *spatial), dtype=torch.bool, device=device)
+    for sample, share in enumerate(drawn.tolist()):
+        if share > 0.0:
+            boxes[sample] = random_box(spatial, share ** (1 / len(spatial)), device)[0]
+    return boxes
 
 
 def partner(batch: Tensor) -> Tensor:

@@ -32,9 +32,13 @@ def test_side_that_is_no_fraction_is_refused():
 
 def test_each_sample_has_its_own_box_or_none():
     torch.manual_seed(0)
-    boxes = random_boxes(3, (20, 20), torch.tensor([0.25, 0.0, 1.0]), CPU)
-    assert boxes.shape == (3, 1, 20, 20)
-    assert boxes.flatten(1).sum(1).tolist() == [100, 0, 400]
+    boxes = random_boxes(400, (20, 20), 0.5, (0.25, 0.49), CPU)
+    assert boxes.shape == (400, 1, 20, 20)
+    sizes = boxes.flatten(1).sum(1)
+    assert (sizes > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert 100 <= sizes[sizes > 0].min() < sizes.max() <= 196
+    assert not random_boxes(8, (6, 6, 6), 0.0, (0.1, 0.4), CPU).any()
+    assert random_boxes(8, (6, 6, 6), 1.0, (1.0, 1.0), CPU).all()
 
 
 def test_partners_are_the_next_ones():

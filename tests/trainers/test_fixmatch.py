@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from nnunet_ssl.building_blocks.mixing import partner
+
 
 def test_unconfident_voxels_are_left_out_not_background(start, monkeypatch):
     """The loss is that of the accepted voxels, whatever the others' labels were."""
@@ -26,11 +28,29 @@ def test_unconfident_voxels_are_left_out_not_background(start, monkeypatch):
 
 
 def test_the_strong_view_is_taught_by_the_weak_one(start, seen):
-    trainer, labeled, unlabeled = start("FixMatch", progress=0.9)
+    trainer, labeled, unlabeled = start("FixMatch", progress=0.9, mixing_probability=0.0)
     student, teacher = seen(trainer.network), seen(trainer.teacher)
     list(trainer.training_losses(labeled, unlabeled))
     assert torch.equal(student[1], unlabeled.strong)
     assert torch.equal(teacher[0], unlabeled.weak)
+
+
+def test_boxes_of_the_next_image_come_with_their_labels(start, monkeypatch):
+    """Teach the image itself: where labels and images are mixed alike, they stay equal."""
+    trainer, labeled, unlabeled = start("FixMatch", progress=0.9, mixing_probability=1.0)
+    space, taught = type(trainer.label_space), []
+    monkeypatch.setattr(space, "pseudo_label", lambda self, probs: unlabeled.strong)
+    monkeypatch.setattr(space, "is_accepted", lambda self, probs, threshold: torch.ones_like(unlabeled.strong))
+    monkeypatch.setattr(trainer, "supervised_loss", lambda labeled: torch.zeros(()))
+    monkeypatch.setattr(trainer, "observe_teaching", lambda *_: None)
+    monkeypatch.setattr(trainer, "student_outputs", lambda image: image)
+    monkeypatch.setattr(trainer, "masked_loss", lambda image, labels, weight: taught.append((image, labels)) or 0.0)
+    list(trainer.training_losses(labeled, unlabeled))
+    ((image, labels),) = taught
+    assert torch.equal(image, labels)
+    own, pasted = image == unlabeled.strong, image == partner(unlabeled.strong)
+    assert (own | pasted).all()
+    assert 0.0 < (~own).float().mean() < 0.45
 
 
 def test_warmup_is_labeled_only_and_the_ramp_begins_after_it(start):

@@ -50,8 +50,3 @@ def test_labels_are_mixed_as_the_images_are(start, monkeypatch):
     for image, labels in taught[:2]:
         assert torch.equal(image, labels)
         assert not torch.equal(image, unlabeled.strong)
-
-
-def test_a_box_may_be_left_out(start):
-    trainer, _, unlabeled = start("UniMatch", mixing_probability=0.0)
-    assert not trainer.random_boxes(unlabeled.strong).any()
