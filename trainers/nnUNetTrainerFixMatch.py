@@ -18,17 +18,19 @@ class nnUNetTrainerFixMatch(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's na
     Confidence", NeurIPS 2020, https://arxiv.org/abs/2001.07685
 
         ŷ = argmax p(u_weak; θ'),    m = [max p(u_weak; θ') ≥ τ_ŷ],    τ_c = τ s_c / max_k s_k
-        L = L_seg(f(x; θ), y) + λ(t) · L_seg(f(u_strong; θ), ŷ) where m
+        L = L_seg(f(x; θ), y) + λ(t) · L_seg(f(mix(u_strong); θ), mix(ŷ)) where mix(m)
 
     s_c is the mean confidence of the voxels that the batch predicts as class c; voxels without m are left out, never
-    background. The gradient flows through f(u_strong; θ) alone.
+    background. The gradient flows through the student alone.
 
     Differences from the paper:
         the unit is a voxel, not an image; the loss is cross-entropy and Dice over the accepted voxels, at all heads;
         the labels are made by the moving average of the network, which is steadier;
         the threshold follows the confidence of each class (as in FlexMatch, https://arxiv.org/abs/2110.08263, and
         FreeMatch, https://arxiv.org/abs/2205.07246): with one threshold small structures are left out for long;
-        the weight grows at the beginning of the run, where pseudo-labels are bad.
+        the strong view is nnU-Net's intensity transforms and a box of the next image (CutMix), with its labels: with
+        intensities alone the student learned its own mistakes; at batch size 1 there is no box;
+        pseudo-labels begin after a labeled-only warm-up, and their weight then grows.
 
     Cost: 3 B labeled, 3 B unlabeled, 1 B teacher forward passes to nnU-Net's 3 B, a ratio of 2.33.
     """

@@ -27,7 +27,7 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's na
         the loss is cross-entropy and Dice at all heads, where the authors' medical branch has Dice alone;
         a box has the shape of the patch; labels come from one pass without gradient, for CutMix too;
         the threshold follows the confidence of each class, as in our FixMatch;
-        the weight grows at the beginning of the run. At batch size 1 a box is pasted into its own image: no CutMix.
+        there is a labeled-only warm-up, after which the weight grows; at batch size 1 there is no box.
 
     Cost: 3 B labeled, 3 x 3 B unlabeled, 1 B for the labels, to nnU-Net's 3 B forward passes, a ratio of 4.33.
     """
