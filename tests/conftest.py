@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import pytest
 import SimpleITK
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.data.unlabeled_preprocessing import folder_of
+from nnunet_ssl.training.curves import Curves
 
 DATASET = "Dataset999_Tiny"
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"  # real data, where they are at hand
@@ -209,6 +212,8 @@ class TinyDataset:
 def tiny_dataset(tmp_path, monkeypatch):
     """Return a function that writes a tiny data set and points nnU-Net's variables at it."""
 
+    draw_no_progress(monkeypatch.setattr)
+
     def make(**cell) -> TinyDataset:
         root = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
         root.mkdir()
@@ -219,6 +224,12 @@ def tiny_dataset(tmp_path, monkeypatch):
         return dataset
 
     return make
+
+
+def draw_no_progress(replace: Callable[[type, str, Callable], None] = setattr) -> None:
+    """Leave out the progress pictures, which take most of a tiny run's time and have tests of their own."""
+    replace(MetaLogger, "plot_progress_png", lambda *_: None)
+    replace(Curves, "plot", lambda *_: None)
 
 
 def make_trainer(dataset: TinyDataset, trainer_class: type, fold: int | str = 0, resume: bool = False, **settings):

@@ -17,12 +17,13 @@ from torch import multiprocessing
 
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.distributed import unwrap
-from tests.conftest import Case, TinyDataset, make_trainer, tensors_of
+from tests.conftest import Case, TinyDataset, draw_no_progress, make_trainer, tensors_of
 
 
 def train(rank: int, root: Path, report: Path, port: int, names: list[str]) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
+    draw_no_progress()
     dist.init_process_group("gloo", rank=rank, world_size=2)
     results, validated = {}, set()
     for name in names:

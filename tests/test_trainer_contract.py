@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnunet_ssl.trainers
 from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.discovery.variants import find_trainer
-from nnunet_ssl.training.curves import Curves
 from nnunet_ssl.training.distributed import unwrap
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
@@ -38,13 +36,6 @@ MATRIX = [
 
 def cell_name(cell: dict) -> str:
     return "-".join(key if value is True else f"{key}{value}" for key, value in cell.items() if value is not False)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Progress pictures take most of a tiny run's time, and have tests of their own."""
-    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda *_: None)
-    monkeypatch.setattr(Curves, "plot", lambda *_: None)
 
 
 @pytest.fixture(params=TRAINERS)

@@ -9,6 +9,7 @@ from nnunet_ssl.training.curves import Curves
 from nnunet_ssl.training.epoch_progress import EpochProgress
 from tests.conftest import make_trainer
 
+PLOT = Curves.plot  # which the fixtures leave out
 MEAN_TEACHER = find_trainer("nnUNetTrainerMeanTeacher")
 
 
@@ -29,8 +30,9 @@ def test_epoch_that_is_run_again_replaces_what_was_logged():
     assert curves.values == {"a": [1.0, 9.0]}
 
 
-def test_run_writes_all_curves_and_keeps_them_in_the_checkpoint(tiny_dataset):
+def test_run_writes_all_curves_and_keeps_them_in_the_checkpoint(tiny_dataset, monkeypatch):
     dataset = tiny_dataset()
+    monkeypatch.setattr(Curves, "plot", PLOT)
     trainer = make_trainer(dataset, MEAN_TEACHER, seed=1, num_epochs=3)
     trainer.run_training()
     folder = Path(trainer.output_folder)
