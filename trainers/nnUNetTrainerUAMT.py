@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from nnunet_ssl.building_blocks.consistency import masked_mean_squared_error
@@ -56,9 +55,9 @@ class nnUNetTrainerUAMT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     def uncertainty(self, image: Tensor) -> Tensor:
         """Return the entropy of the teacher's mean prediction under perturbation, a share of ln C in [0, 1]."""
         mirrored = mirrorings(self.mirror_axes)
-        mean = torch.zeros(())
+        mean: Tensor | float = 0.0
         for i in range(self.passes):
             axes = mirrored[i % len(mirrored)]
             probs = self.teacher_probabilities(with_noise(image).flip(axes)).flip(axes)
-            mean = probs / self.passes if i == 0 else mean.add_(probs, alpha=1 / self.passes)
+            mean = mean + probs / self.passes
         return self.label_space.entropy(mean)
