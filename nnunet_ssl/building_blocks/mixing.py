@@ -53,6 +53,18 @@ def random_boxes(
     return boxes
 
 
+def alternating(batch_size: int, dimensions: int, device: torch.device) -> Tensor:
+    """Return every other sample of a batch: bool (B, 1, 1 ...), of which sample it begins with is drawn.
+
+    Args:
+        batch_size: B.
+        dimensions: how many spatial ones follow.
+        device: of the mask.
+    """
+    is_chosen = (torch.arange(batch_size, device=device) + int(torch.randint(2, ()))) % 2 == 0
+    return is_chosen.view(-1, *[1] * (dimensions + 1))
+
+
 def partner(batch: Tensor) -> Tensor:
     """Return for each sample of a batch (B, ...) the next one; at batch size 1 the sample itself."""
     return batch.roll(1, 0)

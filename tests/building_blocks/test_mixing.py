@@ -4,7 +4,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_ssl.building_blocks.mixing import interpolate, partner, random_box, random_boxes, random_shares
+from nnunet_ssl.building_blocks.mixing import (
+    alternating,
+    interpolate,
+    partner,
+    random_box,
+    random_boxes,
+    random_shares,
+)
 
 CPU = torch.device("cpu")
 
@@ -28,6 +35,15 @@ def test_boxes_reach_every_voxel():
 def test_side_that_is_no_fraction_is_refused():
     with pytest.raises(ValueError, match=r"fraction of the patch in \(0, 1\], got 0.0"):
         random_box((4, 4), 0.0, CPU)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_every_other_sample_is_chosen_and_either_may_be_the_first(batch_size):
+    torch.manual_seed(0)
+    drawn = [alternating(batch_size, 3, CPU) for _ in range(50)]
+    assert all(chosen.shape == (batch_size, 1, 1, 1, 1) for chosen in drawn)
+    assert {bool(chosen[0]) for chosen in drawn} == {True, False}
+    assert all((chosen[1:] != chosen[:-1]).all() for chosen in drawn)
 
 
 def test_each_sample_has_its_own_box_or_none():

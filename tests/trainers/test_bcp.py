@@ -19,21 +19,31 @@ def test_both_directions_share_one_box(start, seen):
     trainer, labeled, unlabeled = start("BCP", progress=0.5)
     student, teacher = seen(trainer.network), seen(trainer.teacher)
     names = [list(losses) for losses in trainer.training_losses(labeled, unlabeled)]
-    assert names == [["labeled_inwards", "pseudo_label_inwards"], ["labeled_outwards", "pseudo_label_outwards"]]
+    assert names == [["supervised"], ["labeled_part", "pseudo_label"]]
+    assert torch.equal(student[0], labeled.image)
     assert torch.equal(teacher[0], unlabeled.weak)
-    inside = differing(student[0], labeled.image)  # there the first image is unlabeled
-    assert torch.equal(student[0], torch.where(inside, unlabeled.strong, labeled.image))
-    assert torch.equal(student[1], torch.where(inside, labeled.image, unlabeled.strong))
-    assert inside[0].sum() == round(2 / 3 * 16) ** 3
+    is_unlabeled = differing(student[1], labeled.image)
+    assert torch.equal(student[1], torch.where(is_unlabeled, unlabeled.strong, labeled.image))
+    assert torch.equal(is_unlabeled[0], ~is_unlabeled[1])
+    box = round(2 / 3 * 16) ** 3
+    assert sorted(is_unlabeled.sum((1, 2, 3, 4)).tolist()) == [box, 16**3 - box]
 
 
-def test_pseudo_labels_count_half_and_labels_only_where_they_are(start):
-    """With weight 0 the pseudo-labeled part teaches nothing, and labels are learned where the image is labeled."""
-    trainer, labeled, unlabeled = start("BCP", progress=0.5, pseudo_label_weight=0.0)
-    for losses in trainer.training_losses(labeled, unlabeled):
-        labels, pseudo_labels = losses.values()
-        assert pseudo_labels == 0.0
-        assert labels != 0.0
+def test_each_voxel_is_taught_by_the_labels_of_the_image_it_is_from(start, monkeypatch):
+    """Teach the images themselves: the labels of both parts together are the mixed image."""
+    trainer, labeled, unlabeled = start("BCP", progress=0.5)
+    space, taught = type(trainer.label_space), []
+    monkeypatch.setattr(space, "labels", lambda self, target: labeled.image)
+    monkeypatch.setattr(space, "pseudo_label", lambda self, probs: unlabeled.strong)
+    monkeypatch.setattr(trainer, "supervised_loss", lambda labeled: torch.zeros(()))
+    monkeypatch.setattr(trainer, "observe_teaching", lambda *_: None)
+    monkeypatch.setattr(trainer, "student_outputs", lambda image: image)
+    monkeypatch.setattr(trainer, "masked_loss", lambda *given: taught.append(given) or 1.0)
+    losses = list(trainer.training_losses(labeled, unlabeled))[1]
+    (image, target, is_labeled), (_, pseudo_label, is_unlabeled) = taught[::-1]
+    assert torch.equal(is_labeled, ~is_unlabeled)
+    assert torch.equal(image, torch.where(is_labeled, target, pseudo_label))
+    assert losses == {"labeled_part": 1.0, "pseudo_label": 0.5}
 
 
 def test_a_run_that_starts_from_a_checkpoint_has_no_warmup(start, tmp_path):
@@ -48,7 +58,6 @@ def test_ignored_voxels_teach_nothing_wherever_they_are_pasted(start):
     """A labeled image of which nothing is known leaves the pseudo-labels alone to teach."""
     trainer, labeled, unlabeled = start("BCP", progress=0.5, cell={"ignore": True})
     labeled.target[0].fill_(4)
-    for losses in trainer.training_losses(labeled, unlabeled):
-        labels, _ = losses.values()
-        weight = sum(w for w in trainer.loss.weight_factors)
-        torch.testing.assert_close(labels.detach(), torch.tensor(-0.5 * weight, dtype=labels.dtype))
+    losses = list(trainer.training_losses(labeled, unlabeled))[1]
+    nothing = torch.tensor(-sum(trainer.loss.weight_factors), dtype=losses["labeled_part"].dtype)
+    torch.testing.assert_close(losses["labeled_part"].detach(), nothing)
