@@ -106,16 +106,21 @@ def test_start_of_an_interpreter_loads_nothing_heavy(environment):
     assert run(environment, code) == "['nnunet_ssl', 'nnunet_ssl.discovery', 'nnunet_ssl.discovery.startup']"
 
 
-def test_start_of_an_interpreter_costs_less_than_a_millisecond(environment):
-    """The best of ten, in processes that have imported only what every start of an interpreter does: os."""
+def test_start_of_an_interpreter_costs_less_than_an_import_of_argparse(environment):
+    """The best of ten, in processes that have imported only what every start of an interpreter does: os.
+
+    Against an import of the standard library that takes some milliseconds, because a limit in seconds would be one of
+    the machine.
+    """
     folder = run(environment, "import nnunet_ssl, os; print(os.path.dirname(os.path.dirname(nnunet_ssl.__file__)))")
     code = (
         f"import os, sys, time; sys.path.insert(0, {folder!r}); start = time.perf_counter()\n"
-        "import nnunet_ssl.discovery.startup; nnunet_ssl.discovery.startup.register()\n"
-        "print(1000 * (time.perf_counter() - start))"
+        "import nnunet_ssl.discovery.startup; nnunet_ssl.discovery.startup.register(); middle = time.perf_counter()\n"
+        "import argparse; print(middle - start, time.perf_counter() - middle)"
     )
-    times = [subprocess.check_output([environment, "-S", "-c", code], text=True, env={}) for _ in range(10)]
-    assert min(map(float, times)) < 1.0
+    outputs = [subprocess.check_output([environment, "-S", "-c", code], text=True, env={}) for _ in range(10)]
+    ours, of_argparse = zip(*(map(float, output.split()) for output in outputs), strict=True)
+    assert min(ours) < 0.5 * min(of_argparse)
 
 
 def test_version_is_that_of_the_metadata(environment):
