@@ -39,6 +39,7 @@ class Case:
     batch_size: int = 2
     anisotropic: bool = False
     masked: bool = False  # normalised inside the image only
+    stages: int = 3  # those beyond the third do not lower the resolution
 
     @property
     def configuration(self) -> str:
@@ -62,12 +63,8 @@ class Case:
 
     def plans(self) -> dict:
         dim, conv = self.dim, "Conv3d" if self.dim == 3 else "Conv2d"
-        stride = [1, 2, 2] if self.anisotropic else [2] * dim
-        blocks = (
-            {"n_blocks_per_stage": [1, 1, 1], "n_conv_per_stage_decoder": [1, 1]}
-            if self.residual
-            else {"n_conv_per_stage": [1, 1, 1], "n_conv_per_stage_decoder": [1, 1]}
-        )
+        stages, stride = self.stages, [1, 2, 2] if self.anisotropic else [2] * dim
+        encoder = "n_blocks_per_stage" if self.residual else "n_conv_per_stage"
         network = "ResidualEncoderUNet" if self.residual else "PlainConvUNet"
         resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
         configuration = {
@@ -88,11 +85,11 @@ class Case:
             "architecture": {
                 "network_class_name": f"dynamic_network_architectures.architectures.unet.{network}",
                 "arch_kwargs": {
-                    "n_stages": 3,
-                    "features_per_stage": [4, 8, 16],
+                    "n_stages": stages,
+                    "features_per_stage": [4, 8, *[16] * (stages - 2)],
                     "conv_op": f"torch.nn.modules.conv.{conv}",
-                    "kernel_sizes": [[3] * dim] * 3,
-                    "strides": [[1] * dim, stride, stride],
+                    "kernel_sizes": [[3] * dim] * stages,
+                    "strides": [[1] * dim, stride, stride, *[[1] * dim] * (stages - 3)][:stages],
                     "conv_bias": True,
                     "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
                     "norm_op_kwargs": {"eps": 1e-5, "affine": True},
@@ -100,7 +97,8 @@ class Case:
                     "dropout_op_kwargs": None,
                     "nonlin": "torch.nn.LeakyReLU",
                     "nonlin_kwargs": {"inplace": True},
-                    **blocks,
+                    encoder: [1] * stages,
+                    "n_conv_per_stage_decoder": [1] * (stages - 1),
                 },
                 "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
             },

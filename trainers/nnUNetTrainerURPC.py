@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor
+import torch
 
 from nnunet_ssl.building_blocks.pyramid import rectified_pyramid_consistency, upsampled_probabilities
 from nnunet_ssl.building_blocks.ramps import gaussian_rampup
@@ -38,19 +38,25 @@ class nnUNetTrainerURPC(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
     rampup_duration = 1.0  # of the run; paper §3.1
     scales = 4  # S; paper §2.1
 
+    def initialize(self) -> None:
+        """Refuse a network with one head, which has nothing to agree with."""
+        super().initialize()
+        heads = min(self.scales, len(self._get_deep_supervision_scales() or [None]))
+        if heads < 2:
+            raise ValueError(
+                "nnUNetTrainerURPC compares the predictions of several deep supervision heads, and here there is one: "
+                "leave deep supervision switched on, take plans with three stages or more, and scales=2 or more"
+            )
+
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield the supervised loss of all heads, then their consistency."""
-        outputs = self.pyramid(labeled.image)
+        outputs = self.finest_outputs(labeled.image, self.scales)
         losses = [self.loss.loss(output, target) for output, target in zip(outputs, labeled.target, strict=False)]
         yield {"supervised": sum(losses) / len(losses)}
 
-        probs = upsampled_probabilities(self.label_space, self.pyramid(unlabeled.weak))
+        probs = upsampled_probabilities(self.label_space, self.finest_outputs(unlabeled.weak, self.scales))
         ramp = gaussian_rampup(self.progress, self.rampup_duration)
         self.record({"ramp/consistency": ramp})
-        self.observe_teaching(probs.mean(0), probs[0])
+        self.observe_teaching(torch.stack(probs).mean(0), probs[0])
         loss = rectified_pyramid_consistency(self.label_space, probs)
         yield {"consistency": self.consistency_weight * ramp * loss}
-
-    def pyramid(self, image: Tensor) -> list[Tensor]:
-        """Return the logits of the finest heads, full resolution first."""
-        return self.student_outputs(image)[: self.scales]

@@ -1,7 +1,7 @@
 """Devices and processes: what nnU-Net decides for one node of CUDA devices only."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -39,13 +39,14 @@ def unwrap(network: nn.Module) -> nn.Module:
     return network._orig_mod if isinstance(network, OptimizedModule) else network
 
 
-def tie_unused_heads(outputs: list[Tensor]) -> Tensor:
-    """Return the first output with the others tied in at weight 0.
+def tie_unused_heads(outputs: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Return the first outputs, as many as asked for, with the others tied into the first one at weight 0.
 
-    Distributed training stops when a parameter gets no gradient, and a loss on the full resolution alone leaves the
-    deep supervision heads without one.
+    Distributed training stops when a parameter gets no gradient, and a loss on the finest deep supervision heads alone
+    leaves the others without one.
     """
-    return outputs[0] + 0.0 * torch.stack([output.flatten()[0] for output in outputs[1:]]).sum()
+    unused = [0.0 * output.flatten()[0] for output in outputs[count:]]
+    return [outputs[0] + torch.stack(unused).sum(), *outputs[1:count]] if unused else list(outputs)
 
 
 def agree(flags: Tensor) -> Tensor:

@@ -70,10 +70,20 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
             image: (B, C, *spatial).
             network: another trained network than the first one, where a method has several.
         """
+        return self.finest_outputs(image, 1, network)[0]
+
+    def finest_outputs(self, image: Tensor, count: int, network: nn.Module | None = None) -> list[Tensor]:
+        """Return the trained network's logits of the finest deep supervision heads, full resolution first.
+
+        Args:
+            image: (B, C, *spatial).
+            count: at most so many heads; without deep supervision there is one.
+            network: see `student`.
+        """
         outputs = self.student_outputs(image, network)
         if not self.enable_deep_supervision:
-            return outputs
-        return distributed.tie_unused_heads(outputs) if self.is_ddp else outputs[0]
+            return [outputs]
+        return distributed.tie_unused_heads(outputs, count) if self.is_ddp else outputs[:count]
 
     def student_outputs(self, image: Tensor, network: nn.Module | None = None) -> Tensor | list[Tensor]:
         """Return what nnU-Net's loss takes: the logits of all deep supervision heads, full resolution first."""

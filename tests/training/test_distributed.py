@@ -30,12 +30,13 @@ def test_unwrap_finds_the_bare_module():
 
 
 def test_tied_heads_change_nothing_and_get_a_gradient():
-    heads = [torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 2, 2, requires_grad=True)]
-    tied = tie_unused_heads(heads)
-    assert torch.equal(tied, heads[0])
-    tied.sum().backward()
-    assert heads[1].grad is not None
-    assert heads[1].grad.abs().sum() == 0
+    heads = [torch.randn(2, 3, size, size, requires_grad=True) for size in (8, 4, 2)]
+    for count in (1, 2, 3, 4):
+        tied = tie_unused_heads(heads, count)
+        assert len(tied) == min(count, 3)
+        assert all(torch.equal(one, head) for one, head in zip(tied, heads, strict=False))
+        gradients = torch.autograd.grad(sum(one.sum() for one in tied), heads)
+        assert [gradient.abs().sum() > 0 for gradient in gradients] == [i < count for i in range(3)]
 
 
 def test_seeds_differ_in_every_part():
