@@ -4,7 +4,8 @@
 
 The steps of all trainers alternate, on one batch of random numbers in memory, at the middle of the run. The cost
 model is the ratio that a trainer states (`step_cost`). Peak memory is measured with each trainer in a process of its
-own: what CUDA allocated, or the high-water mark of the process on the CPU.
+own: what CUDA allocated, or on the CPU how far the high-water mark of the process (Linux) rose above what it held
+before the trainer was made.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import json
 import multiprocessing
 import os
 import pkgutil
-import resource
 import sys
 import tempfile
 import time
@@ -150,14 +150,24 @@ def peak_memory(name: str, options: argparse.Namespace) -> float:
 
 
 def _peak_memory_here(name: str, options: argparse.Namespace) -> float:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
     torch.set_num_threads(options.threads)
+    recursive_find_trainer_class_by_name(name)  # imports what is to be imported
+    before = kib_of_process("VmRSS")
     trainer = make_trainer(name, options)
     batch = make_batch(trainer)
     for _ in range(3):
         trainer.train_step(batch)
     if options.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30  # Linux counts in KiB
+    return (kib_of_process("VmHWM") - before) / 2**20
+
+
+def kib_of_process(field: str) -> int:
+    """Return a number of Linux's account of this process; resource.getrusage would count its parent's peak too."""
+    account = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(account[field].split()[0])
 
 
 def row_of(name: str, seconds: dict[str, float], peaks: dict[str, float]) -> dict[str, Any]:

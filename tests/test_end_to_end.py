@@ -266,6 +266,9 @@ def test_benchmarks(planned):
     small = "--features 4 8 8 8 --device cpu"
     table = planned.run(f"python {benchmarks}/step_time.py --trainer ALL --steps 2 --batch-size 1 {small}")
     assert re.search(rf"\| {TRAINER} \| [\d.]+ \| [\d.]+ \| 2.333 \|", table)
+    peaks = re.findall(r"^\| nnUNet.* \| ([\d.]+) \| [\d.]+ \|$", table, re.MULTILINE)
+    assert len(peaks) == 10
+    assert len(set(peaks)) > 1  # each trainer's own, not that of the process which started them
     command = f"python {benchmarks}/label_efficiency.py --dataset 998 --labeled 2 --trainers {TRAINER} --steps 20"
     small = "--features 4 8 8 --batch-size 2 --device cpu"
     table = planned.run(f"{command} --configuration 2d {small}")

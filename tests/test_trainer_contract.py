@@ -1,5 +1,6 @@
 """What every trainer of this package promises (design: the promises of the base), over every class in trainers/."""
 
+import dataclasses
 import json
 import pkgutil
 import re
@@ -19,6 +20,7 @@ from nnunet_ssl.training.distributed import unwrap
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 from tests.conftest import assert_equal_weights, make_trainer, parameters_of, tensors_of
+from tests.gloo_harness import CASE, settings_of_one_step
 
 TRAINERS = sorted(module.name for module in pkgutil.iter_modules(nnunet_ssl.trainers.__path__))
 
@@ -266,14 +268,15 @@ def test_each_module_imports_alone():
     subprocess.run([sys.executable, "-c", script, *TRAINERS], check=True, timeout=120)
 
 
-def test_every_trainer_is_in_the_readme(trainer_class):
+def test_every_trainer_is_in_the_readme_with_its_cost(trainer_class):
     readme = Path(__file__).parent.parent / "README.md"
-    assert trainer_class.__name__ in readme.read_text()
+    row = next(line for line in readme.read_text().splitlines() if f"| `{trainer_class.__name__}` |" in line)
+    assert row.split("|")[3].strip() == f"{trainer_class.step_cost:.2f}".removesuffix(".00")
 
 
 def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path):
     """Promise 7, over all trainers in one pair of processes: same weights, same teacher, same parts."""
-    dataset = tiny_dataset(num_classes=4)
+    dataset = tiny_dataset(**dataclasses.asdict(CASE))
     report = tmp_path / "report.json"
     harness = [sys.executable, "-m", "tests.gloo_harness", str(dataset.root), str(report), *TRAINERS]
     subprocess.run(harness, check=True, timeout=600, cwd=Path(__file__).parent.parent)
@@ -287,7 +290,7 @@ def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path):
 
 
 def assert_one_step_equals_one_process(dataset, trainer_class, folder: Path) -> None:
-    """Two processes with a sample each step as one process with both."""
+    """Two processes with a sample each step as one process with both: wholly, or on labeled images."""
     kept = [torch.load(folder / f"{trainer_class.__name__}{rank}.pth", weights_only=False) for rank in (0, 1)]
     first, second = (one["batch"] for one in kept)
     batch = {
@@ -299,7 +302,8 @@ def assert_one_step_equals_one_process(dataset, trainer_class, folder: Path) -> 
             for name, value in first["unlabeled"].items()
         },
     }
-    trainer = started(dataset, trainer_class)
+    trainer = started(dataset, trainer_class, **settings_of_one_step(trainer_class.__name__))
     trainer.train_step(batch)
-    for name, value in unwrap(trainer.network).state_dict().items():
-        torch.testing.assert_close(value, kept[0]["weights"][name], atol=1e-5, rtol=1e-4)
+    for (network, _), weights in zip(trainer.trained_networks(), kept[0]["weights"], strict=True):
+        for name, value in unwrap(network).state_dict().items():
+            torch.testing.assert_close(value, weights[name], atol=1e-5, rtol=1e-4)

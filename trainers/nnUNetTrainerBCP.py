@@ -21,7 +21,7 @@ class nnUNetTrainerBCP(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
                   L_mix = L_seg over the voxels of x with y + α L_seg over the voxels of u with ŷ
 
     of mixed images: every other one is x with a box of u, the others are u with a box of x, the same box for the whole
-    batch. The gradient flows through the student alone.
+    batch; at batch size 1 which of the two is drawn in each step. The gradient flows through the student alone.
 
     Differences from the paper:
         labeled images are also learned unmixed, which gained most of all (0.77 to 0.79; tuning fold);

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
 from nnunet_ssl.training.semi_supervised_trainer import Losses
@@ -43,13 +42,13 @@ class nnUNetTrainerCPS(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
         first = self.student(unlabeled.strong)
         yield {"cross": self.cross_loss(first, probs)}
 
-        self.observe_teaching(probs, taught := self.probabilities(first.detach()))
+        first_probs = self.probabilities(first.detach())
+        self.observe_teaching(probs, first_probs)
+        self.observe_teaching(first_probs, taught="second")
         yield {"second_supervised": self.supervised_loss(labeled, self.second_network)}
-        yield {"second_cross": self.cross_loss(self.student(unlabeled.strong, self.second_network), taught)}
+        yield {"second_cross": self.cross_loss(self.student(unlabeled.strong, self.second_network), first_probs)}
 
     def cross_loss(self, logits: Tensor, probs: Tensor) -> Tensor:
         """Return the weighted cross-entropy of one network's logits against the other's labels."""
-        ramp = gaussian_rampup(self.progress, self.rampup_duration)
-        self.record({"ramp/cross": ramp})
         loss = self.label_space.cross_entropy(logits, self.label_space.pseudo_label(probs)).mean()
-        return self.cross_weight * ramp * loss
+        return self.cross_weight * self.ramp("cross") * loss

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from nnunet_ssl.building_blocks.entropy import balanced_entropy
-from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.semi_supervised_trainer import Losses, SemiSupervisedTrainer
 
@@ -39,7 +38,5 @@ class nnUNetTrainerEntropyMinimization(SemiSupervisedTrainer):  # noqa: N801 - n
         yield {"supervised": self.supervised_loss(labeled)}
 
         probs = self.probabilities(self.student(unlabeled.weak))
-        ramp = gaussian_rampup(self.progress, self.rampup_duration)
-        self.record({"ramp/entropy": ramp})
         self.observe_teaching(probs)
-        yield {"entropy": self.entropy_weight * ramp * balanced_entropy(self.label_space, probs)}
+        yield {"entropy": self.entropy_weight * self.ramp("entropy") * balanced_entropy(self.label_space, probs)}

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from nnunet_ssl.building_blocks.consistency import mean_squared_error
 from nnunet_ssl.building_blocks.mixing import interpolate, partner, random_shares
-from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.semi_supervised_trainer import Losses
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
@@ -45,7 +44,5 @@ class nnUNetTrainerICT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         self.observe_teaching(target)
         share = random_shares(len(image), self.mixing_concentration, image.device)
         probs = self.probabilities(self.student(interpolate(image, partner(image), share)))
-        ramp = gaussian_rampup(self.progress, self.rampup_duration)
-        self.record({"ramp/consistency": ramp})
         loss = mean_squared_error(probs, interpolate(target, partner(target), share))
-        yield {"consistency": self.consistency_weight * ramp * loss}
+        yield {"consistency": self.consistency_weight * self.ramp("consistency") * loss}

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from nnunet_ssl.building_blocks.consistency import mean_squared_error
-from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.semi_supervised_trainer import Losses
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
@@ -41,7 +40,6 @@ class nnUNetTrainerMeanTeacher(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's
 
         target = self.teacher_probabilities(unlabeled.weak)
         probs = self.probabilities(self.student(unlabeled.strong))
-        ramp = gaussian_rampup(self.progress, self.rampup_duration)
-        self.record({"ramp/consistency": ramp})
         self.observe_teaching(target, probs)
-        yield {"consistency": self.consistency_weight * ramp * mean_squared_error(probs, target)}
+        loss = mean_squared_error(probs, target)
+        yield {"consistency": self.consistency_weight * self.ramp("consistency") * loss}

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from nnunet_ssl.building_blocks.consistency import masked_mean_squared_error
 from nnunet_ssl.building_blocks.perturbations import mirrorings, with_noise
-from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.semi_supervised_trainer import Losses
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
@@ -25,7 +24,7 @@ class nnUNetTrainerUAMT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
 
     Differences from the paper:
         nnU-Net has no dropout, so that the passes differ by noise on the image and by mirroring, along the axes that
-        nnU-Net mirrors, which is undone in the prediction;
+        nnU-Net mirrors, which is undone in the prediction; the target's own pass has neither;
         T is 4, not 8; ln 2 is written for C classes;
         the student sees the strong view, as in our Mean Teacher.
 
@@ -37,17 +36,17 @@ class nnUNetTrainerUAMT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     ema_decay = 0.99  # α; paper §3.1
     consistency_weight = 1.0  # λ; ours, as for Mean Teacher; the paper has 0.1
     rampup_duration = 1.0  # of the run; paper §3.1
-    passes = 4  # T; the paper has 8
+    num_passes = 4  # T; the paper has 8
 
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield nnU-Net's loss, then the consistency where the teacher is certain."""
         yield {"supervised": self.supervised_loss(labeled)}
 
         target = self.teacher_probabilities(unlabeled.weak)
-        ramp = gaussian_rampup(self.progress, self.rampup_duration)
+        ramp = self.ramp("consistency")
         certain = self.uncertainty(unlabeled.weak) < 0.75 + 0.25 * ramp
         probs = self.probabilities(self.student(unlabeled.strong))
-        self.record({"ramp/consistency": ramp, "certain": certain.float().mean()})
+        self.record({"utilization": certain.float().mean()})
         self.observe_teaching(target, probs)
         loss = masked_mean_squared_error(probs, target, certain)
         yield {"consistency": self.consistency_weight * ramp * loss}
@@ -56,8 +55,8 @@ class nnUNetTrainerUAMT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         """Return the entropy of the teacher's mean prediction under perturbation, a share of ln C in [0, 1]."""
         mirrored = mirrorings(self.mirror_axes)
         mean: Tensor | float = 0.0
-        for i in range(self.passes):
+        for i in range(self.num_passes):
             axes = mirrored[i % len(mirrored)]
             probs = self.teacher_probabilities(with_noise(image).flip(axes)).flip(axes)
-            mean = mean + probs / self.passes
+            mean = mean + probs / self.num_passes
         return self.label_space.entropy(mean)

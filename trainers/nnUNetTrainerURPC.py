@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import torch
 
 from nnunet_ssl.building_blocks.pyramid import rectified_pyramid_consistency, upsampled_probabilities
-from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.semi_supervised_trainer import Losses, SemiSupervisedTrainer
 
@@ -55,8 +54,6 @@ class nnUNetTrainerURPC(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
         yield {"supervised": sum(losses) / len(losses)}
 
         probs = upsampled_probabilities(self.label_space, self.finest_outputs(unlabeled.weak, self.scales))
-        ramp = gaussian_rampup(self.progress, self.rampup_duration)
-        self.record({"ramp/consistency": ramp})
         self.observe_teaching(torch.stack(probs).mean(0), probs[0])
         loss = rectified_pyramid_consistency(self.label_space, probs)
-        yield {"consistency": self.consistency_weight * ramp * loss}
+        yield {"consistency": self.consistency_weight * self.ramp("consistency") * loss}

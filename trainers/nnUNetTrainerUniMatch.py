@@ -2,11 +2,8 @@
 
 from collections.abc import Iterator
 
-import torch
-
-from nnunet_ssl.building_blocks.mixing import partner, random_boxes
+from nnunet_ssl.building_blocks.mixing import cut_mix
 from nnunet_ssl.building_blocks.perturbations import FeatureDropout
-from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.semi_supervised_trainer import Losses, SemiSupervisedTrainer
 
@@ -29,7 +26,8 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's na
         the threshold follows the confidence of each class, as in our FixMatch;
         there is a labeled-only warm-up, after which the weight grows; at batch size 1 there is no box.
 
-    Cost: 3 B labeled, 3 x 3 B unlabeled, 1 B for the labels, to nnU-Net's 3 B forward passes, a ratio of 4.33.
+    Cost: 3 B labeled, 3 x 3 B unlabeled, 1 B for the labels, to nnU-Net's 3 B forward passes, a ratio of 4.33; 1 in the
+    warm-up.
     """
 
     step_cost = 13 / 3  # of nnU-Net's own step; see above
@@ -57,15 +55,13 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's na
             return
         space, probs = self.label_space, self.student_probabilities(unlabeled.weak)
         accepted = space.is_accepted(probs, self.confidence_threshold)
-        labels, ramp = space.pseudo_label(probs), gaussian_rampup(self.progress_after_warmup, self.rampup_duration)
-        weight = self.pseudo_label_weight * ramp
-        self.record({"ramp/pseudo_label": ramp, "accepted": accepted.float().mean()})
+        labels, weight = space.pseudo_label(probs), self.pseudo_label_weight * self.ramp("pseudo_label")
+        self.record({"utilization": accepted.float().mean()})
         self.observe_teaching(probs)
         for name, view in (("strong", unlabeled.strong), ("second_strong", unlabeled.second_strong)):
             shares = (self.smallest_box, self.largest_box)
-            boxes = random_boxes(len(view), view.shape[2:], self.mixing_probability, shares, view.device)
-            mixed = [torch.where(boxes, partner(whole), whole) for whole in (view, labels, accepted)]
-            yield {name: 0.25 * weight * self.masked_loss(self.student_outputs(mixed[0]), *mixed[1:])}
+            mixed, *taught = cut_mix((view, labels, accepted), self.mixing_probability, shares)
+            yield {name: 0.25 * weight * self.masked_loss(self.student_outputs(mixed), *taught)}
 
         with self.dropout.switched_on():
             outputs = self.student_outputs(unlabeled.weak)

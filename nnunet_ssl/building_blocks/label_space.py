@@ -59,10 +59,6 @@ class LabelSpace(ABC):
         """
 
     @abstractmethod
-    def sharpen(self, probs: Tensor, temperature: float) -> Tensor:
-        """Return p^(1/T), normalised: T = 1 changes nothing, T → 0 gives the hard label. Shape as `probs`."""
-
-    @abstractmethod
     def one_hot(self, labels: Tensor) -> Tensor:
         """Return labels as float maps (B, C, *spatial); the ignore label counts as background."""
 
@@ -126,9 +122,6 @@ class SoftmaxLabels(LabelSpace):
         mean = _mean_confidence(self.confidence(probs), predicted)
         return (predicted * (threshold * mean / mean.max())).sum(1, keepdim=True)
 
-    def sharpen(self, probs: Tensor, temperature: float) -> Tensor:
-        return (_log(probs) / temperature).softmax(1)
-
     def one_hot(self, labels: Tensor) -> Tensor:
         labels = self.labels(labels)
         shape = (labels.shape[0], self.num_channels, *labels.shape[2:])
@@ -173,9 +166,6 @@ class SigmoidRegions(LabelSpace):
         means = [_mean_confidence(confidence, part) for part in (inside, 1.0 - inside)]
         best = torch.maximum(*means)
         return threshold * torch.where(inside > 0, means[0] / best, means[1] / best)
-
-    def sharpen(self, probs: Tensor, temperature: float) -> Tensor:
-        return ((_log(probs) - _log(1.0 - probs)) / temperature).sigmoid()
 
     def one_hot(self, labels: Tensor) -> Tensor:
         return self.labels(labels).float()

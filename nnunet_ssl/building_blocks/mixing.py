@@ -54,7 +54,7 @@ def random_boxes(
 
 
 def alternating(batch_size: int, dimensions: int, device: torch.device) -> Tensor:
-    """Return every other sample of a batch: bool (B, 1, 1 ...), of which sample it begins with is drawn.
+    """Return true for every other sample of a batch: bool (B, 1, 1 ...). Whether the first is one of them is drawn.
 
     Args:
         batch_size: B.
@@ -68,6 +68,18 @@ def alternating(batch_size: int, dimensions: int, device: torch.device) -> Tenso
 def partner(batch: Tensor) -> Tensor:
     """Return for each sample of a batch (B, ...) the next one; at batch size 1 the sample itself."""
     return batch.roll(1, 0)
+
+
+def cut_mix(maps: Sequence[Tensor], probability: float, shares: tuple[float, float]) -> list[Tensor]:
+    """Return maps of one batch in which a box of each sample is that of the next one, the same box in all maps.
+
+    Args:
+        maps: images, labels and what else belongs to them, each (B, C, *spatial).
+        probability: that a sample has a box; see `random_boxes`.
+        shares: between which shares of the patch's volume a box lies.
+    """
+    boxes = random_boxes(len(maps[0]), maps[0].shape[2:], probability, shares, maps[0].device)
+    return [torch.where(boxes, partner(whole), whole) for whole in maps]
 
 
 def interpolate(first: Tensor, second: Tensor, share: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from nnunet_ssl.building_blocks.label_space import LabelSpace
 
 CONFIDENT = 0.95  # FixMatch's threshold, https://arxiv.org/abs/2001.07685
 COLLAPSE_RATIO, COLLAPSE_EPOCHS = 10.0, 3
+NEARLY_ALL = 0.99
 
 
 @torch.no_grad()
@@ -33,22 +34,28 @@ def teaching_statistics(space: LabelSpace, target: Tensor, probs: Tensor | None 
     return statistics | {f"pseudo_label/{channel}": share for channel, share in shares.items()}
 
 
-def collapsed(prior: Sequence[float], taught: Sequence[float]) -> str | None:
+def collapsed(prior: Sequence[float], taught: Sequence[float], labels_are_complete: bool = True) -> str | None:
     """Return "vanished" or "flooded" if a class is hardly, or nearly everywhere, in the last pseudo-labels.
 
-    The measure is the median share of voxels in labels and pseudo-labels over the last epochs, both of random patches:
-    a tenth and tenfold are ours, far beyond what the choice of a few labeled cases explains.
+    The measure is the median share of voxels in labels and pseudo-labels over the last epochs, both of random patches.
+    Vanished is less than a tenth of the labels' share; flooded is more than tenfold odds, so that a large structure
+    can flood too. Both are ours, far beyond what the choice of a few labeled cases explains.
 
     Args:
         prior: share of the class in the labels, by epoch.
         taught: share of the class in the pseudo-labels, by epoch.
+        labels_are_complete: false with an ignore label, where the labels' share is one of chosen places; then vanished
+            means none at all, and flooded nearly all.
     """
     known = [value for value in prior if math.isfinite(value)]
     last = [value for value in taught[-COLLAPSE_EPOCHS:] if math.isfinite(value)]
     if len(last) < COLLAPSE_EPOCHS or not known or not median(known):
         return None
-    ratio = median(last) / median(known)
-    return "vanished" if ratio < 1 / COLLAPSE_RATIO else "flooded" if ratio > COLLAPSE_RATIO else None
+    share, expected = median(last), median(known)
+    least, most = expected / COLLAPSE_RATIO, COLLAPSE_RATIO * expected / (1.0 + (COLLAPSE_RATIO - 1.0) * expected)
+    if not labels_are_complete:
+        least, most = 0.0, NEARLY_ALL
+    return "vanished" if share <= least else "flooded" if share > most else None
 
 
 @torch.no_grad()

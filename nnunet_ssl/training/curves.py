@@ -20,8 +20,8 @@ PANELS = (
     ("Losses, weighted", "loss", ("loss/",)),
     ("Pseudo-Dice of random validation patches", "Dice (mean over foreground)", ("dice/",)),
     ("Ramps", "weight as a fraction of its maximum", ("ramp/",)),
-    ("What the network is taught", "share of unlabeled voxels", ("confident", "agreement")),
-    ("Foreground by class", "share of voxels (log)", ("pseudo_label/", "labeled/")),
+    ("What the network is taught", "share of unlabeled voxels", ("confident", "agreement", "utilization")),
+    ("Foreground by class", "share of voxels (log)", ("pseudo_label", "labeled/")),
     ("Learning rate", "learning rate", ("learning_rate",)),
     ("Time of a step", "s (median of the epoch)", ("step_seconds",)),
 )

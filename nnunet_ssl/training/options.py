@@ -3,7 +3,7 @@
 import math
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 Option = bool | int | float | str
 
@@ -19,6 +19,14 @@ HOST_SETTINGS: dict[str, type] = {
     "weight_decay": float,
     "oversample_foreground_percent": float,
 }
+# What a value may be, by the ending of its name.
+FRACTIONS = ("_duration", "_fraction", "_decay", "_threshold", "_probability", "_dropout", "_box", "_percent")
+RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    (FRACTIONS, "a fraction in [0, 1]", lambda value: 0.0 <= value <= 1.0),
+    (("_side",), "a fraction in (0, 1]", lambda value: 0.0 < value <= 1.0),
+    (("_weight",), "0 or more", lambda value: value >= 0.0),
+    (("_concentration",), "more than 0", lambda value: value > 0.0),
+)
 # What a method is, not what a run may change.
 NOT_OPTIONS = ("views", "step_cost", "name_of_inference_network", "changes_supervised_term")
 
@@ -60,6 +68,20 @@ def parse_options(text: str, allowed: Mapping[str, type]) -> dict[str, Option]:
             raise ValueError(f"{ENVIRONMENT_VARIABLE}: option {name!r} is given twice")
         options[name] = _parse(name, value, allowed[name])
     return options
+
+
+def check_ranges(options: Mapping[str, Option | None]) -> None:
+    """Check what the ending of a name promises: a fraction, a weight.
+
+    Raises:
+        ValueError: a value outside of its range.
+    """
+    for name, value in options.items():
+        for endings, expected, is_right in RANGES:
+            if value is not None and name.endswith(endings) and not is_right(value):
+                raise ValueError(f"{name} is {expected}, got {value}")
+    if options.get("smallest_box", 0.0) > options.get("largest_box", 1.0):
+        raise ValueError(f"smallest_box={options['smallest_box']} is more than largest_box={options['largest_box']}")
 
 
 def merge_options(

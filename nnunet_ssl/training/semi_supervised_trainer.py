@@ -15,13 +15,20 @@ from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions, SoftmaxLabels
 from nnunet_ssl.building_blocks.masked_loss import deep_supervision_loss, masked_cross_entropy_and_dice
+from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.building_blocks.teaching import collapsed, foreground_shares, teaching_statistics
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch, batches_on_device, close_loader
 from nnunet_ssl.training import distributed, reproducibility
 from nnunet_ssl.training.checkpoints import load_checkpoint_file, load_intact, previous_checkpoint, save_atomically
 from nnunet_ssl.training.curves import Curves
 from nnunet_ssl.training.epoch_progress import EpochProgress
-from nnunet_ssl.training.options import ENVIRONMENT_VARIABLE, allowed_options, merge_options, parse_options
+from nnunet_ssl.training.options import (
+    ENVIRONMENT_VARIABLE,
+    allowed_options,
+    check_ranges,
+    merge_options,
+    parse_options,
+)
 from nnunet_ssl.training.teaching_preview import draw_teaching
 from nnunet_ssl.training.two_stream_trainer import STREAMS, TwoStreamTrainer
 
@@ -119,13 +126,26 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
         """Keep scalars of this step for the curves; tensors are fetched from the device together with the losses."""
         self.step_records |= values
 
-    def observe_teaching(self, target: Tensor, probs: Tensor | None = None) -> None:
-        """Record now and then what a network is taught: the target's probabilities (B, C, *spatial), and its own.
+    def ramp(self, name: str) -> float:
+        """Return and record the weight of an unsupervised loss as a fraction of its maximum, in [0, 1].
 
-        Leave its own out where it sees other voxels than the target's.
+        It grows over the first `rampup_duration` of what follows the warm-up.
+        """
+        ramp = gaussian_rampup(self.progress_after_warmup, self.rampup_duration)
+        self.record({f"ramp/{name}": ramp})
+        return ramp
+
+    def observe_teaching(self, target: Tensor, probs: Tensor | None = None, taught: str = "") -> None:
+        """Record now and then what a network is taught, and warn when a class vanishes from it or floods it.
+
+        Args:
+            target: the probabilities (B, C, *spatial) that it is taught.
+            probs: its own; None where it sees other voxels than the target's.
+            taught: a name for the network, where a method teaches a second one.
         """
         if self.step_of_epoch % OBSERVE_EVERY == 0:
-            self.record(teaching_statistics(self.label_space, target, probs))
+            statistics = teaching_statistics(self.label_space, target, probs)
+            self.record({_of_network(name, taught): value for name, value in statistics.items()})
 
     @property
     def label_space(self) -> LabelSpace:
@@ -204,7 +224,7 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
         self.was_resumed = False
         self.step_of_epoch = self.nonfinite_in_a_row = self.nonfinite_of_epoch = 0
         self.optimizer_steps = 0  # over the whole run
-        self.collapse_states: dict[str, str | None] = {}  # by channel
+        self.collapse_states: dict[str, str | None] = {}  # by curve
         self.nonfinite_cases = deque(maxlen=self.max_nonfinite_steps)
         self.curves = Curves()
         self.epoch_progress: EpochProgress | None = None  # in the first process, while an epoch runs
@@ -213,13 +233,8 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
         self.step_records: dict[str, float | Tensor] = {}
         if self.seed is not None:
             reproducibility.seed_everything(reproducibility.derive_seed(self.seed, STREAMS["network"]))
-        self._check_fractions()
+        check_ranges({name: getattr(self, name) for name in allowed_options(type(self), nnUNetTrainer)})
         self._initialize_on_any_device()
-
-    def _check_fractions(self) -> None:
-        for name in allowed_options(type(self), nnUNetTrainer):
-            if name.endswith(("_duration", "_fraction", "_decay")) and not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is a fraction in [0, 1], got {getattr(self, name)}")
 
     def _given_options(self) -> dict[str, Any] | None:
         text = os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
@@ -271,7 +286,14 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
 
     def _load_initial_weights(self, filename: str) -> None:
         checkpoint = load_checkpoint_file(filename, torch.device("cpu"))
-        distributed.unwrap(self.network).load_state_dict(checkpoint["network_weights"])
+        try:
+            distributed.unwrap(self.network).load_state_dict(checkpoint["network_weights"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"init_checkpoint: the network of {filename} is not that of configuration {self.configuration_name} "
+                f"with {self.plans_manager.plans_name} and {self.label_manager.num_segmentation_heads} output "
+                "channels: train it with the same plans, configuration and labels"
+            ) from error
 
     def on_train_end(self) -> None:
         """End as nnU-Net does, which deletes checkpoint_latest.pth; its previous one goes too."""
@@ -515,16 +537,18 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
         for name, taught in self.curves.values.items():
             kind, _, channel = name.partition("/")
             labeled = self.curves.values.get(f"labeled/{channel}")
-            if kind != "pseudo_label" or labeled is None:
+            if not kind.startswith("pseudo_label") or labeled is None:
                 continue
-            state = collapsed(labeled, taught)
-            if state and state != self.collapse_states.get(channel):
+            state = collapsed(labeled, taught, labels_are_complete=not self.label_manager.has_ignore_label)
+            if state and state != self.collapse_states.get(name):
+                network = kind.removeprefix("pseudo_label_of_")
+                which = "" if network == kind else f" of the {network} network"
                 self.print_to_log_file(
-                    f"WARNING: class {self._name_of_channel(int(channel))} has {state} in the pseudo-labels: it is "
-                    f"{taught[-1]:.3%} of their voxels, and {np.nanmedian(labeled):.3%} of the labeled ones. "
+                    f"WARNING: class {self._name_of_channel(int(channel))} has {state} in the pseudo-labels{which}: it "
+                    f"is {taught[-1]:.3%} of their voxels, and {np.nanmedian(labeled):.3%} of the labeled ones. "
                     "Unlabeled images teach what is wrong: see progress_ssl.png, and lower the weight of their losses"
                 )
-            self.collapse_states[channel] = state
+            self.collapse_states[name] = state
 
     def _name_of_channel(self, channel: int) -> str:
         labels = {
@@ -621,3 +645,9 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
         allowed = allowed_options(type(self), nnUNetTrainer)
         defaults = {name: getattr(type(self), name, getattr(self, name, None)) for name in allowed}
         self.options = merge_options(stored, given, defaults)
+
+
+def _of_network(name: str, network: str) -> str:
+    """Return the name of a curve of one network among several: pseudo_label/1 of second as pseudo_label_of_second/1."""
+    kind, slash, channel = name.partition("/")
+    return f"{kind}_of_{network}{slash}{channel}" if network else name

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
 
@@ -25,7 +23,6 @@ def test_softmax_hand_values():
     assert space.confidence(probs).item() == pytest.approx(0.75)
     entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / math.log(2)
     assert space.entropy(probs).item() == pytest.approx(entropy)
-    assert space.sharpen(probs, 0.5).flatten().tolist() == pytest.approx([0.1, 0.9])  # 1 : 9
 
 
 def test_region_hand_values():
@@ -35,7 +32,6 @@ def test_region_hand_values():
     assert space.pseudo_label(probs).flatten().tolist() == [1, 0]
     assert space.confidence(probs).flatten().tolist() == pytest.approx([0.75, 0.5])
     assert space.entropy(probs).flatten().tolist()[1] == pytest.approx(1.0)
-    assert space.sharpen(probs, 0.5).flatten().tolist() == pytest.approx([0.9, 0.5])
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
@@ -68,27 +64,6 @@ def test_perfect_prediction_has_dice_one_and_an_empty_one_too(space):
     assert space.dice(space.one_hot(labels), labels).item() == pytest.approx(1.0)
     empty = torch.zeros_like(labels)
     assert space.dice(space.one_hot(empty), empty).item() == pytest.approx(1.0)
-
-
-@given(st.integers(0, 1000), st.floats(0.05, 20), st.floats(0.1, 50))
-@settings(max_examples=30, deadline=None)
-def test_sharpening_keeps_the_hard_label_and_the_range(seed, temperature, scale):
-    for space in SPACES:
-        probs = space.probabilities(logits(seed, scale))
-        sharp = space.sharpen(probs, temperature)
-        assert torch.isfinite(sharp).all()
-        assert (sharp >= 0).all()
-        assert (sharp <= 1).all()
-        if isinstance(space, SoftmaxLabels):
-            torch.testing.assert_close(sharp.sum(1), torch.ones_like(sharp.sum(1)))
-        sure = (probs - 0.5).abs().amin(1) > 1e-3 if isinstance(space, SigmoidRegions) else _margin(probs) > 1e-3
-        same = (space.pseudo_label(sharp) == space.pseudo_label(probs)).all(1)
-        assert same[sure].all()
-
-
-def _margin(probs: torch.Tensor) -> torch.Tensor:
-    top = probs.topk(2, dim=1).values
-    return top[:, 0] - top[:, 1]
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from nnunet_ssl.building_blocks.mixing import (
     alternating,
+    cut_mix,
     interpolate,
     partner,
     random_box,
@@ -55,6 +56,18 @@ def test_each_sample_has_its_own_box_or_none():
     assert 100 <= sizes[sizes > 0].min() < sizes.max() <= 196
     assert not random_boxes(8, (6, 6, 6), 0.0, (0.1, 0.4), CPU).any()
     assert random_boxes(8, (6, 6, 6), 1.0, (1.0, 1.0), CPU).all()
+
+
+def test_maps_of_an_image_are_cut_and_pasted_alike():
+    """Each voxel is that of the same sample in all maps: its own, or in a box the next one's."""
+    torch.manual_seed(0)
+    image = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 10, 10)
+    mixed, labels, accepted = cut_mix((image, image.long() + 10, image > 1), 1.0, (0.25, 0.25))
+    assert torch.equal(labels, mixed.long() + 10)
+    assert torch.equal(accepted, mixed > 1)
+    assert ((mixed == image) | (mixed == partner(image))).all()
+    assert (mixed != image).sum((1, 2, 3)).tolist() == [25] * 4
+    assert torch.equal(cut_mix((image,), 0.0, (0.25, 0.25))[0], image)
 
 
 def test_partners_are_the_next_ones():

@@ -50,6 +50,23 @@ def test_collapse_is_told_from_the_last_epochs(taught, state):
     assert collapsed([0.03, math.nan, 0.01], taught) == state
 
 
+@pytest.mark.parametrize(
+    ("prior", "flooded_from"), [(0.001, 0.0099), (0.1, 0.5263), (0.3, 0.8108), (0.5, 0.9091), (0.9, 0.989)]
+)
+def test_large_structures_flood_too(prior, flooded_from):
+    """Tenfold odds by hand: 0.3 is 3 : 7, tenfold 30 : 7, a share of 0.8108."""
+    assert collapsed([prior], [flooded_from - 0.001] * 3) is None
+    assert collapsed([prior], [flooded_from + 0.001] * 3) == "flooded"
+    assert collapsed([prior], [prior / 9] * 3) is None
+    assert collapsed([prior], [prior / 11] * 3) == "vanished"
+
+
+def test_labels_of_chosen_places_are_no_measure_of_the_whole():
+    scribbles = [0.4, 0.4]
+    for share, state in [(0.0, "vanished"), (0.001, None), (0.98, None), (1.0, "flooded")]:
+        assert collapsed(scribbles, [share] * 3, labels_are_complete=False) == state
+
+
 def test_a_class_that_no_label_has_cannot_collapse():
     assert collapsed([0.0, 0.0], [0.0, 0.0, 0.0]) is None
     assert collapsed([math.nan], [0.5, 0.5, 0.5]) is None

@@ -29,3 +29,17 @@ def test_every_voxel_counts(start):
     expected = torch.nn.functional.cross_entropy(first, target[:, 0])
     ramp = trainer.step_records["ramp/cross"]
     torch.testing.assert_close(terms[1]["cross"], trainer.cross_weight * ramp * expected)
+
+
+def test_the_labels_of_both_networks_are_watched(start, monkeypatch):
+    trainer, labeled, unlabeled = start("CPS", progress=0.5)
+    trainer.step_of_epoch = 0
+    shares = [
+        trainer.label_space.pseudo_label(trainer.student_probabilities(unlabeled.strong, network)).eq(1).float().mean()
+        for network in (trainer.network, trainer.second_network)
+    ]
+    list(trainer.training_losses(labeled, unlabeled))
+    records = trainer.step_records
+    assert records["pseudo_label/1"] == shares[1]
+    assert records["pseudo_label_of_second/1"] == shares[0]
+    assert shares[0] != shares[1]

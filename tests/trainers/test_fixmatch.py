@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -36,18 +38,19 @@ def test_the_strong_view_is_taught_by_the_weak_one(start, seen):
 
 
 def test_boxes_of_the_next_image_come_with_their_labels(start, monkeypatch):
-    """Teach the image itself: where labels and images are mixed alike, they stay equal."""
+    """Teach the image itself and accept it where it is bright: mixed alike, all three stay together."""
     trainer, labeled, unlabeled = start("FixMatch", progress=0.9, mixing_probability=1.0)
     space, taught = type(trainer.label_space), []
     monkeypatch.setattr(space, "pseudo_label", lambda self, probs: unlabeled.strong)
-    monkeypatch.setattr(space, "is_accepted", lambda self, probs, threshold: torch.ones_like(unlabeled.strong))
+    monkeypatch.setattr(space, "is_accepted", lambda self, probs, threshold: unlabeled.strong > 0)
     monkeypatch.setattr(trainer, "supervised_loss", lambda labeled: torch.zeros(()))
     monkeypatch.setattr(trainer, "observe_teaching", lambda *_: None)
     monkeypatch.setattr(trainer, "student_outputs", lambda image: image)
-    monkeypatch.setattr(trainer, "masked_loss", lambda image, labels, weight: taught.append((image, labels)) or 0.0)
+    monkeypatch.setattr(trainer, "masked_loss", lambda *given: taught.append(given) or 0.0)
     list(trainer.training_losses(labeled, unlabeled))
-    ((image, labels),) = taught
+    ((image, labels, accepted),) = taught
     assert torch.equal(image, labels)
+    assert torch.equal(image > 0, accepted)
     own, pasted = image == unlabeled.strong, image == partner(unlabeled.strong)
     assert (own | pasted).all()
     assert 0.0 < (~own).float().mean() < 0.45
@@ -63,3 +66,19 @@ def test_warmup_is_labeled_only_and_the_ramp_begins_after_it(start):
     assert trainer.progress_after_warmup == pytest.approx(0.5)
     list(trainer.training_losses(labeled, unlabeled))
     assert trainer.step_records["ramp/pseudo_label"] == 1.0
+
+
+def test_loss_is_weighted_and_ramped_up(start, monkeypatch):
+    trainer, labeled, unlabeled = start("FixMatch", progress=0.45, pseudo_label_weight=0.3)
+    monkeypatch.setattr(trainer, "masked_loss", lambda *_: torch.tensor(2.0))
+    ramp = math.exp(-5 * (1 - (0.05 / 0.6) / 0.2) ** 2)  # of what follows the warm-up of 0.4
+    trainer.num_epochs, trainer.current_epoch, trainer.step_of_epoch = 20, 9, 0
+    losses = list(trainer.training_losses(labeled, unlabeled))[1]
+    assert losses["pseudo_label"].item() == pytest.approx(0.3 * ramp * 2.0)
+
+
+def test_a_run_that_starts_from_a_checkpoint_has_no_warmup(start, tmp_path):
+    trainer, *_ = start("FixMatch", progress=0.0)
+    trainer.save_checkpoint(str(tmp_path / "labeled_only.pth"))
+    trainer, *_ = start("FixMatch", progress=0.5, init_checkpoint=str(tmp_path / "labeled_only.pth"))
+    assert trainer.progress_after_warmup == 0.5

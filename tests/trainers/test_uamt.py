@@ -2,7 +2,7 @@ import torch
 
 
 def test_uncertainty_is_of_the_mean_over_perturbed_and_mirrored_passes(start, seen):
-    trainer, _, unlabeled = start("UAMT", passes=4)
+    trainer, _, unlabeled = start("UAMT", num_passes=4)
     images = seen(trainer.teacher)
     uncertainty = trainer.uncertainty(unlabeled.weak)
     assert uncertainty.shape == (2, 1, 16, 16, 16)
@@ -15,7 +15,7 @@ def test_uncertainty_is_of_the_mean_over_perturbed_and_mirrored_passes(start, se
 
 def test_mirroring_is_undone_before_predictions_are_averaged(start, monkeypatch):
     """A teacher that returns what it sees: its mean over mirrored passes is the image again."""
-    trainer, _, unlabeled = start("UAMT", passes=8)
+    trainer, _, unlabeled = start("UAMT", num_passes=8)
     monkeypatch.setattr("nnunet_ssl.trainers.nnUNetTrainerUAMT.with_noise", lambda image: image)
     probs = unlabeled.weak.repeat(1, 4, 1, 1, 1).softmax(1)
     scaled = torch.cat([unlabeled.weak * k for k in range(4)], 1).softmax(1)
@@ -38,7 +38,7 @@ def test_only_certain_voxels_teach(start, monkeypatch):
 
 
 def test_without_mirroring_there_is_noise_alone(start, seen):
-    trainer, _, unlabeled = start("UAMT", passes=2)
+    trainer, _, unlabeled = start("UAMT", num_passes=2)
     trainer.inference_allowed_mirroring_axes = None
     images = seen(trainer.teacher)
     trainer.uncertainty(unlabeled.weak)

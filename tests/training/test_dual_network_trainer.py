@@ -104,3 +104,24 @@ def test_probabilities_of_either_network_carry_no_gradient(tiny_dataset):
         assert not probs.requires_grad
         torch.testing.assert_close(probs.sum(1), torch.ones(2, 16, 16, 16))
     assert not torch.equal(first, second)
+
+
+def test_run_with_two_architectures_goes_on_as_if_undisturbed(tiny_dataset):
+    dataset = tiny_dataset()
+    settings = {"seed": 1, "second_architecture": "other", "save_every": 1}
+    undisturbed = make_trainer(dataset, Pair, **settings)
+    undisturbed.run_training()
+    stopped = make_trainer(dataset, Pair, **settings)
+    stopped.on_epoch_end = lambda: stop_after_one(stopped)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run_training()
+    resumed = make_trainer(dataset, Pair, resume=True)
+    resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_latest.pth")
+    resumed.run_training()
+    for first, second in zip(undisturbed.trained_networks(), resumed.trained_networks(), strict=True):
+        assert_equal_weights(parameters_of(unwrap(first[0])), parameters_of(unwrap(second[0])))
+
+
+def stop_after_one(trainer: Pair) -> None:
+    type(trainer).on_epoch_end(trainer)
+    raise KeyboardInterrupt

@@ -2,7 +2,7 @@ import pytest
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.discovery.variants import find_trainer
-from nnunet_ssl.training.options import allowed_options, merge_options, parse_options
+from nnunet_ssl.training.options import allowed_options, check_ranges, merge_options, parse_options
 
 MEAN_TEACHER = find_trainer("nnUNetTrainerMeanTeacher")
 ALLOWED = allowed_options(MEAN_TEACHER, nnUNetTrainer)
@@ -76,6 +76,29 @@ def test_attribute_without_a_value_takes_its_type_from_the_annotation():
 def test_bad_flag_is_refused():
     with pytest.raises(ValueError, match="flag takes true or false, got 'yes'"):
         parse_options("flag=yes", {"flag": bool})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rampup_duration": 1.5}, r"rampup_duration is a fraction in \[0, 1\], got 1.5"),
+        ({"confidence_threshold": 95.0}, r"confidence_threshold is a fraction in \[0, 1\], got 95.0"),
+        ({"feature_dropout": -0.1}, r"feature_dropout is a fraction in \[0, 1\], got -0.1"),
+        ({"largest_box": 40.0}, r"largest_box is a fraction in \[0, 1\], got 40.0"),
+        ({"box_side": 0.0}, r"box_side is a fraction in \(0, 1\], got 0.0"),
+        ({"smallest_box": 0.5, "largest_box": 0.4}, "smallest_box=0.5 is more than largest_box=0.4"),
+        ({"mixing_concentration": 0.0}, "mixing_concentration is more than 0, got 0.0"),
+        ({"entropy_weight": -1.0}, "entropy_weight is 0 or more, got -1.0"),
+        ({"oversample_foreground_percent": 33.0}, r"oversample_foreground_percent is a fraction in \[0, 1\], got 33.0"),
+    ],
+)
+def test_values_outside_of_their_range_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        check_ranges(options)
+
+
+def test_limits_and_missing_values_are_in_range():
+    check_ranges({"rampup_duration": 0.0, "box_side": 1.0, "seed": None, "confidence_threshold": None, "scales": 4})
 
 
 DEFAULTS = {"num_epochs": 1000, "ema_decay": 0.99}

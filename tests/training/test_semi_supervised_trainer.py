@@ -9,6 +9,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
@@ -245,12 +246,13 @@ def test_pseudo_dice_of_one_epoch_without_foreground_does_not_poison_the_average
 
 
 class Collapsing(TwoTerms):
-    """Is taught that there is nothing but its first foreground channel."""
+    """Is taught that there is nothing but its first foreground channel; a second network that there is none of it."""
 
     def training_losses(self, labeled, unlabeled):
         target = torch.zeros_like(self.student_probabilities(unlabeled.weak))
         target[:, self.label_space.foreground.start or 0] = 1.0
         self.observe_teaching(target)
+        self.observe_teaching(1.0 - target, taught="second")
         yield {"supervised": self.supervised_loss(labeled)}
 
 
@@ -259,9 +261,13 @@ def test_collapsed_classes_are_named_once(tiny_dataset, cell):
     trainer = make_trainer(tiny_dataset(**cell), Collapsing, seed=1, num_epochs=6, num_iterations_per_epoch=2)
     trainer.run_training()
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
-    gone = "core" if trainer.label_manager.has_regions else "class2"
-    assert log.count(f"WARNING: class {gone} has vanished in the pseudo-labels: it is 0.000% of their voxels") == 1
-    assert log.count("WARNING: class") == log.count("WARNING: class whole has flooded") + 1
+    first, gone = ("whole", "core") if trainer.label_manager.has_regions else ("class1", "class2")
+    for warning in (
+        f"{gone} has vanished in the pseudo-labels: it is 0.000% of their voxels",
+        f"{first} has flooded in the pseudo-labels: it is 100.000% of their voxels",
+        f"{first} has vanished in the pseudo-labels of the second network: it is 0.000% of their voxels",
+    ):
+        assert log.count(f"WARNING: class {warning}") == 1
 
 
 def test_sound_pseudo_labels_are_no_collapse(tiny_dataset):
@@ -293,6 +299,10 @@ def test_options_are_the_checkpoints(tiny_dataset, monkeypatch):
     longer = plain_trainer(dataset, MEAN_TEACHER, resume=True)
     longer.load_checkpoint(final)
     assert longer.num_epochs == 5
+    longer.run_training()
+    assert longer.current_epoch == 5
+    ramp = longer.curves.values["ramp/consistency"]
+    assert ramp[2] == pytest.approx(np.mean([gaussian_rampup(step / 10, 1.0) for step in (4, 5)]))  # of the whole run
 
     monkeypatch.setenv("nnUNet_ssl_options", stored.replace("consistency_weight=3.0", "consistency_weight=4.0"))
     with pytest.raises(ValueError, match=r"started with consistency_weight=3.0, now .* consistency_weight=4.0"):
@@ -336,6 +346,9 @@ def test_init_checkpoint_starts_from_all_weights(tiny_dataset):
     assert_equal_weights(parameters_of(plain.network), parameters_of(trainer.teacher))
     with pytest.raises(ValueError, match="nowhere.pth is not a file"):
         make_trainer(dataset, MEAN_TEACHER, init_checkpoint="nowhere.pth").on_train_start()
+    other = tiny_dataset(num_classes=4)
+    with pytest.raises(ValueError, match=r"checkpoint_final.pth is not that of .* 3d_fullres .* 4 output channels"):
+        make_trainer(other, MEAN_TEACHER, init_checkpoint=checkpoint).on_train_start()
 
 
 def test_init_checkpoint_that_is_none_is_told_so(tiny_dataset, tmp_path):
