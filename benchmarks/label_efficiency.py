@@ -150,7 +150,8 @@ def smaller_plans(file: Path, options: argparse.Namespace) -> dict[str, Any]:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans = json.loads(file.read_text())
-    configuration = PlansManager(plans).get_configuration(options.configuration).configuration  # nothing inherited
+    configuration = PlansManager(plans).get_configuration(options.configuration).configuration  # with what it inherits
+    configuration.pop("inherits_from", None)
     plans["configurations"] = {options.configuration: configuration}
     if options.features:
         arguments, stages = configuration["architecture"]["arch_kwargs"], len(options.features)
