@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from nnunet_ssl.building_blocks.entropy import balanced_entropy
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.semi_supervised_trainer import Losses, SemiSupervisedTrainer
 
@@ -13,15 +12,15 @@ class nnUNetTrainerEntropyMinimization(SemiSupervisedTrainer):  # noqa: N801 - n
     Y. Grandvalet, Y. Bengio, "Semi-supervised Learning by Entropy Minimization", NeurIPS 2004,
     https://papers.nips.cc/paper/2740-semi-supervised-learning-by-entropy-minimization
 
-        L = L_seg(f(x; θ), y) + λ(t) · ½ (⟨H(p)/ln C⟩ over predicted foreground + ⟨H(p)/ln C⟩ over background)
+        L = L_seg(f(x; θ), y) + λ(t) · ⟨H(p)/ln C⟩
         λ(t) = λ exp(-5 (1 - t)²) until t = 1, then λ
 
-    p = p(u_weak; θ), and the gradient flows through all of it.
+    p = p(u_weak; θ), and the gradient flows through all of it. All voxels count the same: with one half each for what
+    is predicted as foreground and as background, the few foreground voxels pull more than the background beside them,
+    and structures grew to 1.3 and 1.6 times their volume (hippocampus).
 
     Differences from the paper:
         the unit is a voxel, not an image;
-        predicted foreground and background count one half each: the mean over all voxels falls fastest where small
-        structures vanish;
         the weight grows over the run, as the field does it (SSL4MIS).
 
     Cost: 3 B labeled, 3 B unlabeled forward passes to nnU-Net's 3 B, a ratio of 2.
@@ -39,4 +38,4 @@ class nnUNetTrainerEntropyMinimization(SemiSupervisedTrainer):  # noqa: N801 - n
 
         probs = self.probabilities(self.student(unlabeled.weak))
         self.observe_teaching(probs)
-        yield {"entropy": self.entropy_weight * self.ramp("entropy") * balanced_entropy(self.label_space, probs)}
+        yield {"entropy": self.entropy_weight * self.ramp("entropy") * self.label_space.entropy(probs).mean()}

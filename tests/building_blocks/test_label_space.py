@@ -96,6 +96,16 @@ def test_probabilities_leave_half_precision():
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
+def test_gradient_of_the_entropy_is_finite_where_a_probability_is_exactly_zero_or_one(space):
+    z = torch.tensor([[[[200.0, -200.0, 30.0]], [[-200.0, 200.0, -30.0]], [[-200.0, 0.0, 0.0]]]], requires_grad=True)
+    probs = space.probabilities(z)
+    assert probs.min() == 0.0
+    space.entropy(probs).mean().backward()
+    assert z.grad.isfinite().all()
+    assert z.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)
 def test_pseudo_labels_carry_no_gradient(space):
     z = logits().requires_grad_()
     probs = space.probabilities(z)

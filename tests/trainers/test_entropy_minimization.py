@@ -1,12 +1,23 @@
-from nnunet_ssl.building_blocks.entropy import balanced_entropy
+import math
+
+import pytest
 
 
-def test_many_steps_of_entropy_alone_make_the_network_sure(start):
+def test_entropy_is_the_mean_over_all_voxels_of_the_weak_view(start):
+    trainer, labeled, unlabeled = start("EntropyMinimization", progress=0.5, entropy_weight=0.3)
+    p = trainer.student_probabilities(unlabeled.weak).double()
+    expected = 0.3 * math.exp(-5 * 0.25) * (-(p * p.log()).sum(1) / math.log(4)).mean()
+    losses = list(trainer.training_losses(labeled, unlabeled))
+    assert losses[1]["entropy"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_some_steps_of_entropy_alone_make_the_network_sure(start):
     trainer, labeled, unlabeled = start("EntropyMinimization", entropy_weight=1.0, rampup_duration=0.0)
-    before = balanced_entropy(trainer.label_space, trainer.student_probabilities(unlabeled.weak))
+    entropies = []
     for _ in range(5):
         trainer.optimizer.zero_grad()
-        list(trainer.training_losses(labeled, unlabeled))[1]["entropy"].backward()
+        entropy = list(trainer.training_losses(labeled, unlabeled))[1]["entropy"]
+        entropy.backward()
         trainer.optimizer.step()
-    after = balanced_entropy(trainer.label_space, trainer.student_probabilities(unlabeled.weak))
-    assert after < before
+        entropies.append(entropy.item())
+    assert entropies == sorted(entropies, reverse=True)
