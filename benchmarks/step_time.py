@@ -4,8 +4,8 @@
 
 The steps of all trainers alternate, on one batch of random numbers in memory, at the middle of the run. The cost
 model is the ratio that a trainer states (`step_cost`). Peak memory is measured with each trainer in a process of its
-own: what CUDA allocated, or on the CPU how far the high-water mark of the process (Linux) rose above what it held
-before the trainer was made.
+own: what CUDA allocated, or on the CPU how far the high-water mark of the process rose above what it held before the
+trainer was made; nan where the system is not Linux.
 """
 
 import argparse
@@ -164,9 +164,12 @@ def _peak_memory_here(name: str, options: argparse.Namespace) -> float:
     return (kib_of_process("VmHWM") - before) / 2**20
 
 
-def kib_of_process(field: str) -> int:
+def kib_of_process(field: str) -> float:
     """Return a number of Linux's account of this process; resource.getrusage would count its parent's peak too."""
-    account = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")
+    account = dict(line.split(":", 1) for line in status.read_text().splitlines())
     return int(account[field].split()[0])
 
 

@@ -54,6 +54,7 @@ class nnUNetTrainerURPC(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
         yield {"supervised": sum(losses) / len(losses)}
 
         probs = upsampled_probabilities(self.label_space, self.finest_outputs(unlabeled.weak, self.scales))
-        self.observe_teaching(torch.stack(probs).mean(0), probs[0])
-        loss = rectified_pyramid_consistency(self.label_space, probs)
+        mean = torch.stack(probs).mean(0)
+        self.observe_teaching(mean, probs[0])
+        loss = rectified_pyramid_consistency(self.label_space, probs, mean)
         yield {"consistency": self.consistency_weight * self.ramp("consistency") * loss}

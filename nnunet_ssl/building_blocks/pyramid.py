@@ -27,7 +27,7 @@ def upsampled_probabilities(space: LabelSpace, outputs: Sequence[Tensor]) -> lis
     return [space.probabilities(level) for level in logits]
 
 
-def rectified_pyramid_consistency(space: LabelSpace, probs: Sequence[Tensor]) -> Tensor:
+def rectified_pyramid_consistency(space: LabelSpace, probs: Sequence[Tensor], mean: Tensor) -> Tensor:
     """Return how far the predictions of S heads are from their mean, less where they are uncertain, as a scalar.
 
         p̄ = mean_s p_s,  D_s = KL(p̄ ‖ p_s),  mean_s ( ⟨(p̄ - p_s)² e^(-D_s)⟩ / ⟨e^(-D_s)⟩ + ⟨D_s⟩ )
@@ -37,9 +37,9 @@ def rectified_pyramid_consistency(space: LabelSpace, probs: Sequence[Tensor]) ->
 
     Args:
         space: what the channels mean.
-        probs: of each head (B, C, *spatial) in [0, 1]; the gradient flows through the heads and through their mean.
+        probs: of each head (B, C, *spatial) in [0, 1]; the gradient flows here.
+        mean: of the heads, p̄ (B, C, *spatial); the gradient flows here too.
     """
-    mean = torch.stack([*probs]).mean(0)
 
     def distance_from_mean(head: Tensor) -> Tensor:
         divergence = space.divergence(mean, head)

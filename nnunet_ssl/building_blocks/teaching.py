@@ -11,7 +11,7 @@ from nnunet_ssl.building_blocks.label_space import LabelSpace
 
 CONFIDENT = 0.95  # FixMatch's threshold, https://arxiv.org/abs/2001.07685
 COLLAPSE_RATIO, COLLAPSE_EPOCHS = 10.0, 3
-NEARLY_ALL = 0.99
+NEARLY_ALL = 0.99  # ours
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from nnunet_ssl.building_blocks.pyramid import rectified_pyramid_consistency, upsampled_probabilities
 from nnunet_ssl.building_blocks.ramps import gaussian_rampup
@@ -20,7 +21,8 @@ def test_consistency_is_that_of_the_finest_heads_on_the_weak_view(start):
     trainer, labeled, unlabeled = start("URPC", cell=SIX_STAGES, consistency_weight=0.3)
     space = trainer.label_space
     probs = upsampled_probabilities(space, trainer.student_outputs(unlabeled.weak)[:4])
-    expected = 0.3 * gaussian_rampup(0.5, 1.0) * rectified_pyramid_consistency(space, probs).item()
+    distance = rectified_pyramid_consistency(space, probs, torch.stack(probs).mean(0))
+    expected = 0.3 * gaussian_rampup(0.5, 1.0) * distance.item()
     consistency = list(trainer.training_losses(labeled, unlabeled))[1]["consistency"]
     assert consistency.item() == pytest.approx(expected, rel=1e-5)
     assert expected > 0.0
