@@ -102,7 +102,15 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "monai>=1.4", "setuptools>=77", "wheel>=0.43", "ruff>=0.9"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "monai>=1.4",
+            "setuptools>=77",
+            "wheel>=0.43",
+            "ruff>=0.9",
+        ],
         "dev": ["pre-commit>=3.5", "ruff>=0.9"],
     },
     entry_points={"console_scripts": ["nnunet_ssl = nnunet_ssl.commands.cli:main"]},

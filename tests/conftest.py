@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("nnUNet_n_proc_DA", "0")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ["nnUNet_compile"] = "f"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, in what the tests start too: several of them run at once
 
 import numpy as np
 import pytest
