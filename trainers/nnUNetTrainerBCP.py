@@ -52,10 +52,9 @@ class nnUNetTrainerBCP(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         batch_size, _, *spatial = labeled.image.shape
         box = random_box(spatial, self.box_side, labeled.image.device)
         is_labeled = box ^ alternating(batch_size, len(spatial), labeled.image.device)
+        labels = torch.where(is_labeled, space.labels(labeled.full_target), space.pseudo_label(probs))
+        del probs  # the student's pass needs the room
         outputs = self.student_outputs(torch.where(is_labeled, labeled.image, unlabeled.strong))
-        target, is_known = space.labels(labeled.full_target), space.is_known(labeled.full_target)
-        of_pseudo_label = self.masked_loss(outputs, space.pseudo_label(probs), ~is_labeled)
-        yield {
-            "labeled_part": self.masked_loss(outputs, target, is_labeled & is_known),
-            "pseudo_label": self.pseudo_label_weight * of_pseudo_label,
-        }
+        parts = (is_labeled & space.is_known(labeled.full_target), ~is_labeled)
+        labeled_part, pseudo_label = self.masked_losses(outputs, labels, parts)
+        yield {"labeled_part": labeled_part, "pseudo_label": self.pseudo_label_weight * pseudo_label}

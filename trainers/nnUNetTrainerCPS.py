@@ -37,18 +37,21 @@ class nnUNetTrainerCPS(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
 
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield both losses of the first network, then both of the second, whose labels are the first one's."""
-        probs = self.student_probabilities(unlabeled.strong, self.second_network)
+        space, image = self.label_space, unlabeled.strong
         yield {"supervised": self.supervised_loss(labeled)}
-        first = self.student(unlabeled.strong)
-        yield {"cross": self.cross_loss(first, probs)}
+        second_probs = self.student_probabilities(image, self.second_network)
+        logits = self.student(image)
+        probs = self.probabilities(logits.detach())
+        self.observe_teaching(second_probs, probs)
+        self.observe_teaching(probs, taught="second")
+        labels, second_labels = space.pseudo_label(probs), space.pseudo_label(second_probs)
+        yield {"cross": self.cross_loss(logits, second_labels)}
 
-        first_probs = self.probabilities(first.detach())
-        self.observe_teaching(probs, first_probs)
-        self.observe_teaching(first_probs, taught="second")
+        del logits, probs, second_probs  # the second network's passes need the room
         yield {"second_supervised": self.supervised_loss(labeled, self.second_network)}
-        yield {"second_cross": self.cross_loss(self.student(unlabeled.strong, self.second_network), first_probs)}
+        yield {"second_cross": self.cross_loss(self.student(image, self.second_network), labels)}
 
-    def cross_loss(self, logits: Tensor, probs: Tensor) -> Tensor:
+    def cross_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted cross-entropy of one network's logits against the other's labels."""
-        loss = self.label_space.cross_entropy(logits, self.label_space.pseudo_label(probs)).mean()
+        loss = self.label_space.cross_entropy(logits, labels).mean()
         return self.cross_weight * self.ramp("cross") * loss

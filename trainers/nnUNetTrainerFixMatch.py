@@ -48,12 +48,8 @@ class nnUNetTrainerFixMatch(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's na
         yield {"supervised": self.supervised_loss(labeled)}
         if self.in_warmup:
             return
-        space, target = self.label_space, self.teacher_probabilities(unlabeled.weak)
-        accepted = space.is_accepted(target, self.confidence_threshold)
-        self.record({"utilization": accepted.float().mean()})
-        self.observe_teaching(target)
-
-        maps, shares = (unlabeled.strong, space.pseudo_label(target), accepted), (self.smallest_box, self.largest_box)
-        image, labels, accepted = cut_mix(maps, self.mixing_probability, shares)
+        labels, accepted = self.accepted_pseudo_labels(self.teacher_probabilities(unlabeled.weak))
+        shares = (self.smallest_box, self.largest_box)
+        image, labels, accepted = cut_mix((unlabeled.strong, labels, accepted), self.mixing_probability, shares)
         loss = self.masked_loss(self.student_outputs(image), labels, accepted)
         yield {"pseudo_label": self.pseudo_label_weight * self.ramp("pseudo_label") * loss}

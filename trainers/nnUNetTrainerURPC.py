@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from nnunet_ssl.building_blocks.pyramid import rectified_pyramid_consistency, upsampled_probabilities
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
@@ -49,12 +50,16 @@ class nnUNetTrainerURPC(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
 
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield the supervised loss of all heads, then their consistency."""
-        outputs = self.finest_outputs(labeled.image, self.scales)
-        losses = [self.loss.loss(output, target) for output, target in zip(outputs, labeled.target, strict=False)]
-        yield {"supervised": sum(losses) / len(losses)}
+        yield {"supervised": self.loss_of_heads(labeled)}
 
         probs = upsampled_probabilities(self.label_space, self.finest_outputs(unlabeled.weak, self.scales))
         mean = torch.stack(probs).mean(0)
         self.observe_teaching(mean, probs[0])
         loss = rectified_pyramid_consistency(self.label_space, probs, mean)
         yield {"consistency": self.consistency_weight * self.ramp("consistency") * loss}
+
+    def loss_of_heads(self, labeled: LabeledBatch) -> Tensor:
+        """Return nnU-Net's loss, a mean over the heads with one weight."""
+        outputs = self.finest_outputs(labeled.image, self.scales)
+        losses = [self.loss.loss(output, target) for output, target in zip(outputs, labeled.target, strict=False)]
+        return sum(losses) / len(losses)

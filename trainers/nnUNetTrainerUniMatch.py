@@ -53,11 +53,8 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's na
         yield {"supervised": self.supervised_loss(labeled)}
         if self.in_warmup:
             return
-        space, probs = self.label_space, self.student_probabilities(unlabeled.weak)
-        accepted = space.is_accepted(probs, self.confidence_threshold)
-        labels, weight = space.pseudo_label(probs), self.pseudo_label_weight * self.ramp("pseudo_label")
-        self.record({"utilization": accepted.float().mean()})
-        self.observe_teaching(probs)
+        labels, accepted = self.accepted_pseudo_labels(self.student_probabilities(unlabeled.weak))
+        weight = self.pseudo_label_weight * self.ramp("pseudo_label")
         for name, view in (("strong", unlabeled.strong), ("second_strong", unlabeled.second_strong)):
             shares = (self.smallest_box, self.largest_box)
             mixed, *taught = cut_mix((view, labels, accepted), self.mixing_probability, shares)

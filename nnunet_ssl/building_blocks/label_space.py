@@ -83,15 +83,14 @@ class LabelSpace(ABC):
     def foreground(self) -> slice:
         """The channels that are foreground."""
 
-    def dice(self, probs: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    def dice(self, probs: Tensor, reference: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the soft Dice of the foreground channels over the whole batch, a mean over channels, as a scalar.
 
         Args:
             probs: (B, C, *spatial) in [0, 1]; the gradient flows here.
-            labels: as `pseudo_label` returns them.
+            reference: 0/1 maps (B, C, *spatial), as `one_hot` returns them.
             weight: (B, 1, *spatial) or (B, C, *spatial), ≥ 0; 0 leaves a voxel out. None means 1.
         """
-        reference = self.one_hot(labels)
         weight = torch.ones_like(probs) if weight is None else weight.expand_as(probs)
         axes = [0, *range(2, probs.ndim)]
         overlap = (weight * probs * reference).sum(axes)

@@ -8,42 +8,53 @@ from torch import Tensor
 from nnunet_ssl.building_blocks.label_space import LabelSpace
 
 
-def masked_cross_entropy_and_dice(space: LabelSpace, logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-    """Return cross-entropy minus Dice, nnU-Net's loss with a weight for each voxel, as a scalar.
+def masked_cross_entropy_and_dice(
+    space: LabelSpace, logits: Tensor, labels: Tensor, weights: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return cross-entropy minus Dice, nnU-Net's loss, for each of some maps of voxel weights, as scalars.
 
     The cross-entropy is the weighted mean over voxels; the Dice is over foreground channels and the whole batch.
-    Without any weight the loss is constant.
+    Without any weight the loss is constant. What does not depend on the weights is computed and kept once.
 
     Args:
         space: what the channels mean.
         logits: (B, C, *spatial); the gradient flows here.
         labels: as `LabelSpace.pseudo_label` returns them.
-        weight: bool or ≥ 0, (B, 1, *spatial), for regions also (B, C, *spatial); 0 leaves a voxel out.
+        weights: each bool or ≥ 0, (B, 1, *spatial), for regions also (B, C, *spatial); 0 leaves a voxel out.
     """
     cross_entropy = space.cross_entropy(logits, labels)
-    weight = weight.float().expand_as(cross_entropy)
-    mean = (weight * cross_entropy).sum() / weight.sum().clamp_min(1.0)
-    return mean - space.dice(space.probabilities(logits), labels, weight)
+    probs, reference = space.probabilities(logits), space.one_hot(labels)
+    losses = []
+    for weight in weights:
+        weight = weight.float().expand_as(cross_entropy)
+        mean = (weight * cross_entropy).sum() / weight.sum().clamp_min(1.0)
+        losses.append(mean - space.dice(probs, reference, weight))
+    return losses
 
 
 def deep_supervision_loss(
-    space: LabelSpace, outputs: Sequence[Tensor], labels: Tensor, weight: Tensor, head_weights: Sequence[float]
-) -> Tensor:
-    """Return the masked loss of all heads of a network, as a scalar.
+    space: LabelSpace,
+    outputs: Sequence[Tensor],
+    labels: Tensor,
+    weights: Sequence[Tensor],
+    head_weights: Sequence[float],
+) -> list[Tensor]:
+    """Return the masked loss of all heads of a network, for each of some maps of voxel weights, as scalars.
 
     Args:
         space: what the channels mean.
         outputs: logits of each head, full resolution first.
         labels: at full resolution, as `LabelSpace.pseudo_label` returns them; each head gets the nearest voxels.
-        weight: at full resolution, see `masked_cross_entropy_and_dice`.
+        weights: at full resolution, see `masked_cross_entropy_and_dice`.
         head_weights: of each head; a head with 0 is left out.
     """
-    losses = []
+    by_head = []
     for logits, head_weight in zip(outputs, head_weights, strict=True):
         if head_weight:
-            at_head = (resize_nearest(labels, logits.shape[2:]), resize_nearest(weight, logits.shape[2:]))
-            losses.append(head_weight * masked_cross_entropy_and_dice(space, logits, *at_head))
-    return sum(losses)
+            labels_here, *weights_here = (resize_nearest(maps, logits.shape[2:]) for maps in (labels, *weights))
+            losses = masked_cross_entropy_and_dice(space, logits, labels_here, weights_here)
+            by_head.append([head_weight * loss for loss in losses])
+    return [sum(losses) for losses in zip(*by_head, strict=True)]
 
 
 def resize_nearest(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,9 +1,10 @@
 """Write a trained model as a zip from which plain nnU-Net predicts, without this package.
 
 The zip holds the weights that the training predicts with, the plans and what prediction reads of dataset.json: no
-optimiser, no second network, no host names, paths or case ids. nnUNetv2_install_pretrained_model_from_zip installs it;
-unpacked, nnUNetv2_predict_from_modelfolder predicts with it. Inside it is a model of nnUNetTrainer; the name of its
-plans says which trainer made it, so that it does not take the place of the receiver's own.
+optimiser, no host names, paths or case ids; of two networks the first, with --ensemble both.
+nnUNetv2_install_pretrained_model_from_zip installs it; unpacked, nnUNetv2_predict_from_modelfolder predicts with it.
+Inside it is a model of nnUNetTrainer; the name of its plans says which trainer made it, so that it does not take the
+place of the receiver's own.
 """
 
 import argparse

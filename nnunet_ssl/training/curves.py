@@ -91,5 +91,5 @@ class Curves:
         if names == ["step_seconds"]:
             axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-        if any("/" in name for name in names) or len(names) > 1:
+        if names not in (["learning_rate"], ["step_seconds"]):
             axis.legend(fontsize="small")

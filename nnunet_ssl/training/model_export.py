@@ -37,7 +37,8 @@ class ExportedNames:
 
 def exported_names(trainer: str, plans: str) -> ExportedNames:
     """Return the names of a model: nnU-Net's trainer, and plans that say which trainer made it."""
-    return ExportedNames(HOST_TRAINER, f"{plans}_{trainer.removeprefix(HOST_TRAINER)}")
+    made_by = trainer.removeprefix(HOST_TRAINER)
+    return ExportedNames(HOST_TRAINER, f"{plans}_{made_by}" if made_by else plans)
 
 
 def export_model(

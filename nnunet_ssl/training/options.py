@@ -1,7 +1,6 @@
 """Options of a run: `nnUNet_ssl_options="consistency_weight=5 num_epochs=300 seed=1"`."""
 
 import math
-import os
 import shlex
 from collections.abc import Callable, Mapping
 
@@ -57,7 +56,7 @@ def parse_options(text: str, allowed: Mapping[str, type]) -> dict[str, Option]:
         ValueError: something that is not name=value, an unknown or repeated name, a value of the wrong type.
     """
     options: dict[str, Option] = {}
-    for item in shlex.split(text, posix=os.name != "nt"):  # a value with a space is quoted
+    for item in _words(text):
         name, equals, value = item.partition("=")
         if not equals or not name or not value:
             raise ValueError(f"{ENVIRONMENT_VARIABLE} is written as name=value name=value, got {item!r}")
@@ -101,13 +100,24 @@ def merge_options(
         return dict(stored)
     for name in sorted({*stored, *given}):
         before, now = stored.get(name, defaults.get(name)), given.get(name, defaults.get(name))
-        if before != now and not (name == "num_epochs" and now > before):
+        if before != now and not (name == "num_epochs" and name in given and now > before):
+            says = f"says {name}={now}" if name in given else f"is without it, which means {now}"
             raise ValueError(
-                f"this run was started with {name}={before}, now {ENVIRONMENT_VARIABLE} says {name}={now}; a run goes "
+                f"this run was started with {name}={before}, now {ENVIRONMENT_VARIABLE} {says}; a run goes "
                 f"on with its own options (only num_epochs may grow): unset {ENVIRONMENT_VARIABLE}, set {name} back, "
                 "or train without --c"
             )
     return dict(given)
+
+
+def _words(text: str) -> list[str]:
+    """Split at spaces outside of quotes; a backslash is part of a Windows path."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars="")
+    lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
+    try:
+        return list(lexer)
+    except ValueError:
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} has a quotation mark that is not closed: {text}") from None
 
 
 def _type_of_annotation(cls: type, name: str) -> type:

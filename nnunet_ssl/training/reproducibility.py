@@ -1,4 +1,7 @@
-"""Seeds: with the option `seed`, one machine and `nnUNet_n_proc_DA=0` two runs are equal bit for bit."""
+"""Seeds: with the option `seed`, on the CPU of one machine and `nnUNet_n_proc_DA=0`, two runs are equal bit for bit.
+
+On a GPU they are nearly so: cross-entropy and interpolation have no deterministic backward pass there.
+"""
 
 import numpy as np
 import torch

@@ -4,7 +4,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
 
     init_checkpoint: str | None = None  # start from all weights of this nnU-Net checkpoint, output layers included
     max_nonfinite_steps = 10  # so many losses in a row that are not finite stop the run; ours
-    previews = 0  # 1: a picture of what is taught, every 50 epochs; see nnunet_ssl.training.teaching_preview
+    previews = False  # a picture of what is taught, every 50 epochs; see nnunet_ssl.training.teaching_preview
     validate_all_networks = False  # also predict the validation cases with the networks that do not predict otherwise
     changes_supervised_term = False  # whether the method's supervised loss is by its nature another than nnU-Net's
 
@@ -114,9 +114,13 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
             labels: at full resolution, as `label_space.pseudo_label` returns them.
             weight: of each voxel, bool or ≥ 0, (B, 1, *spatial) or for regions (B, C, *spatial); 0 leaves it out.
         """
+        return self.masked_losses(outputs, labels, [weight])[0]
+
+    def masked_losses(self, outputs: Tensor | list[Tensor], labels: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return `masked_loss` for each of several maps of voxel weights, for little more than one of them costs."""
         if not self.enable_deep_supervision:
-            return masked_cross_entropy_and_dice(self.label_space, outputs, labels, weight)
-        return deep_supervision_loss(self.label_space, outputs, labels, weight, self.loss.weight_factors)
+            return masked_cross_entropy_and_dice(self.label_space, outputs, labels, weights)
+        return deep_supervision_loss(self.label_space, outputs, labels, weights, self.loss.weight_factors)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of logits (B, C, *spatial), in float32: softmax, or sigmoid for regions."""
@@ -145,7 +149,18 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
         """
         if self.step_of_epoch % OBSERVE_EVERY == 0:
             statistics = teaching_statistics(self.label_space, target, probs)
-            self.record({_of_network(name, taught): value for name, value in statistics.items()})
+            self.record({_for_network(name, taught): value for name, value in statistics.items()})
+
+    def accepted_pseudo_labels(self, probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return hard labels, and where they are sure enough for their class, by `confidence_threshold`; observed.
+
+        Args:
+            probs: (B, C, *spatial) that a network is taught.
+        """
+        accepted = self.label_space.is_accepted(probs, self.confidence_threshold)
+        self.record({"utilization": accepted.float().mean()})
+        self.observe_teaching(probs)
+        return self.label_space.pseudo_label(probs), accepted
 
     @property
     def label_space(self) -> LabelSpace:
@@ -280,9 +295,18 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
             reproducibility.use_deterministic_algorithms()
         if self.init_checkpoint is not None and not self.was_resumed:
             self._load_initial_weights(self.init_checkpoint)
+        if self.was_resumed and self.current_epoch < self.num_epochs and self.local_rank == 0:
+            self._reopen()
         super().on_train_start()
         options = " ".join(f"{name}={value}" for name, value in self.options.items()) or "none"
         self.print_to_log_file(f"Options ({ENVIRONMENT_VARIABLE}): {options}")
+
+    def _reopen(self) -> None:
+        """Let a finished run that goes on count as unfinished: nnU-Net prefers checkpoint_final to all later ones."""
+        final, latest = (Path(self.output_folder, f"checkpoint_{name}.pth") for name in ("final", "latest"))
+        if final.exists():
+            final.replace(latest)
+            self.print_to_log_file(f"The run goes on to epoch {self.num_epochs}: {final.name} is {latest.name} now")
 
     def _load_initial_weights(self, filename: str) -> None:
         checkpoint = load_checkpoint_file(filename, torch.device("cpu"))
@@ -371,13 +395,26 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
         terms: Losses = {}
         losses = self.training_losses(labeled, unlabeled)
         while True:
-            with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():  # as nnU-Net
+            with self._autocast():
                 yielded = next(losses, None)
             if yielded is None:
-                return terms
+                break
+            if repeated := yielded.keys() & terms.keys():
+                raise ValueError(f"training_losses yields {', '.join(sorted(repeated))} twice: give each term a name")
             loss = sum(yielded.values())
             (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
             terms |= {name: term.detach().float() for name, term in yielded.items()}
+        if not terms:
+            raise ValueError(f"training_losses of {type(self).__name__} yields no loss")
+        return terms
+
+    def _autocast(self) -> AbstractContextManager:
+        """Return nnU-Net's mixed precision, without its cache of weights.
+
+        In older torch a pass without gradient leaves its weights there, and a later one of the same network gives them
+        no gradient: https://github.com/pytorch/pytorch/issues/112583.
+        """
+        return torch.autocast("cuda", cache_enabled=False) if self.device.type == "cuda" else nullcontext()
 
     def _clip_gradients(self) -> Tensor:
         """Clip each network's gradient as nnU-Net does; return the sum of their norms, finite if all are."""
@@ -507,7 +544,7 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
         with torch.no_grad(), self.network_in_place(self.network_for_inference()):
             self.network.eval()
             self.set_deep_supervision_enabled(False)
-            with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            with self._autocast():
                 probs = self.probabilities(self.network(image))
         threshold = getattr(self, "confidence_threshold", None)
         title = f"{type(self).__name__}, fold {self.fold}, epoch {self.current_epoch}"
@@ -541,8 +578,8 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
                 continue
             state = collapsed(labeled, taught, labels_are_complete=not self.label_manager.has_ignore_label)
             if state and state != self.collapse_states.get(name):
-                network = kind.removeprefix("pseudo_label_of_")
-                which = "" if network == kind else f" of the {network} network"
+                network = kind.removeprefix("pseudo_label_for_")
+                which = "" if network == kind else f" that teach the {network} network"
                 self.print_to_log_file(
                     f"WARNING: class {self._name_of_channel(int(channel))} has {state} in the pseudo-labels{which}: it "
                     f"is {taught[-1]:.3%} of their voxels, and {np.nanmedian(labeled):.3%} of the labeled ones. "
@@ -647,7 +684,7 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
         self.options = merge_options(stored, given, defaults)
 
 
-def _of_network(name: str, network: str) -> str:
-    """Return the name of a curve of one network among several: pseudo_label/1 of second as pseudo_label_of_second/1."""
+def _for_network(name: str, network: str) -> str:
+    """Return the name of a curve of what a network is taught: of pseudo_label/1 pseudo_label_for_second/1."""
     kind, slash, channel = name.partition("/")
-    return f"{kind}_of_{network}{slash}{channel}" if network else name
+    return f"{kind}_for_{network}{slash}{channel}" if network else name

@@ -38,11 +38,12 @@ def test_each_voxel_is_taught_by_the_labels_of_the_image_it_is_from(start, monke
     monkeypatch.setattr(trainer, "supervised_loss", lambda labeled: torch.zeros(()))
     monkeypatch.setattr(trainer, "observe_teaching", lambda *_: None)
     monkeypatch.setattr(trainer, "student_outputs", lambda image: image)
-    monkeypatch.setattr(trainer, "masked_loss", lambda *given: taught.append(given) or 1.0)
+    monkeypatch.setattr(trainer, "masked_losses", lambda *given: taught.append(given) or (1.0, 1.0))
     losses = list(trainer.training_losses(labeled, unlabeled))[1]
-    (image, target, is_labeled), (_, pseudo_label, is_unlabeled) = taught[::-1]
+    ((image, labels, (is_labeled, is_unlabeled)),) = taught
+    assert torch.equal(labels, image)
     assert torch.equal(is_labeled, ~is_unlabeled)
-    assert torch.equal(image, torch.where(is_labeled, target, pseudo_label))
+    assert torch.equal(image, torch.where(is_labeled, labeled.image, unlabeled.strong))
     assert losses == {"labeled_part": 1.0, "pseudo_label": 0.5}
 
 

@@ -41,5 +41,5 @@ def test_the_labels_of_both_networks_are_watched(start, monkeypatch):
     list(trainer.training_losses(labeled, unlabeled))
     records = trainer.step_records
     assert records["pseudo_label/1"] == shares[1]
-    assert records["pseudo_label_of_second/1"] == shares[0]
+    assert records["pseudo_label_for_second/1"] == shares[0]
     assert shares[0] != shares[1]

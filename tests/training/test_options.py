@@ -20,7 +20,7 @@ def test_allowed_are_the_public_attributes_and_nnunets_settings():
         "seed": int,
         "init_checkpoint": str,
         "max_nonfinite_steps": int,
-        "previews": int,
+        "previews": bool,
         "validate_all_networks": bool,
         "ema_decay": float,
         "predict_with": str,
@@ -33,6 +33,8 @@ def test_values_are_read_by_type():
     options = parse_options("consistency_weight=5 num_epochs=300 seed=1 init_checkpoint=/a/b=c.pth", ALLOWED)
     assert options == {"consistency_weight": 5.0, "num_epochs": 300, "seed": 1, "init_checkpoint": "/a/b=c.pth"}
     assert parse_options("flag=True", {"flag": bool}) == {"flag": True}
+    quoted = """init_checkpoint="C:\\a b\\c.pth" seed=1"""
+    assert parse_options(quoted, ALLOWED) == {"init_checkpoint": r"C:\a b\c.pth", "seed": 1}
     assert parse_options("  ", ALLOWED) == {}
 
 
@@ -51,6 +53,7 @@ def test_values_are_read_by_type():
         ("ema_decay", r"written as name=value name=value, got 'ema_decay'"),
         ("ema_decay = 0.9", r"written as name=value name=value, got 'ema_decay'"),
         ("seed=1 seed=2", r"'seed' is given twice"),
+        ('init_checkpoint="a b', r"quotation mark that is not closed"),
     ],
 )
 def test_bad_options_are_refused_by_name(text, message):
@@ -113,7 +116,8 @@ def test_only_a_larger_number_of_epochs_may_differ():
     assert merge_options({}, {"num_epochs": 2000}, DEFAULTS) == {"num_epochs": 2000}
     for stored, given, message in [
         ({"num_epochs": 10}, {"num_epochs": 5}, "started with num_epochs=10, now .* num_epochs=5"),
-        ({"num_epochs": 10, "ema_decay": 0.9}, {"num_epochs": 10}, "started with ema_decay=0.9, now .* ema_decay=0.99"),
+        ({"num_epochs": 10, "ema_decay": 0.9}, {"num_epochs": 10}, "started with ema_decay=0.9, now .* means 0.99"),
+        ({"num_epochs": 10, "seed": 1}, {"seed": 1}, "started with num_epochs=10, now .* without it, which means 1000"),
         ({}, {"ema_decay": 0.5}, "started with ema_decay=0.99, now .* ema_decay=0.5"),
     ]:
         with pytest.raises(ValueError, match=message):

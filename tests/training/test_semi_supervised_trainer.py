@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.building_blocks.ramps import gaussian_rampup
@@ -39,6 +40,21 @@ class OneGraph(SemiSupervisedTrainer):
 
 class Silent(SemiSupervisedTrainer):
     """Has not said what its losses are."""
+
+
+class Repeating(TwoTerms):
+    """Calls two terms by one name."""
+
+    def training_losses(self, labeled, unlabeled):
+        yield from super().training_losses(labeled, unlabeled)
+        yield {"entropy": self.supervised_loss(labeled)}
+
+
+class Losing(SemiSupervisedTrainer):
+    """Yields nothing."""
+
+    def training_losses(self, labeled, unlabeled):
+        yield from ()
 
 
 def step_of(dataset, trainer_class):
@@ -82,6 +98,13 @@ def test_one_graph_is_alive_at_a_time(tiny_dataset):
 def test_method_without_losses_is_told_so(tiny_dataset):
     with pytest.raises(NotImplementedError, match="Silent does not say what its losses are: write training_losses"):
         step_of(tiny_dataset(), Silent)
+
+
+def test_each_term_has_a_name_of_its_own(tiny_dataset):
+    with pytest.raises(ValueError, match="training_losses yields entropy twice"):
+        step_of(tiny_dataset(), Repeating)
+    with pytest.raises(ValueError, match="training_losses of Losing yields no loss"):
+        step_of(tiny_dataset(), Losing)
 
 
 def test_progress_runs_from_zero_to_one_over_the_whole_run(tiny_dataset):
@@ -265,7 +288,7 @@ def test_collapsed_classes_are_named_once(tiny_dataset, cell):
     for warning in (
         f"{gone} has vanished in the pseudo-labels: it is 0.000% of their voxels",
         f"{first} has flooded in the pseudo-labels: it is 100.000% of their voxels",
-        f"{first} has vanished in the pseudo-labels of the second network: it is 0.000% of their voxels",
+        f"{first} has vanished in the pseudo-labels that teach the second network: it is 0.000% of their voxels",
     ):
         assert log.count(f"WARNING: class {warning}") == 1
 
@@ -310,6 +333,31 @@ def test_options_are_the_checkpoints(tiny_dataset, monkeypatch):
     validating = plain_trainer(dataset, MEAN_TEACHER, resume=False)  # --val never compares
     validating.load_checkpoint(final)
     assert validating.consistency_weight == 3.0
+
+
+class Interrupted(SemiSupervisedTrainer):
+    """Stops in its fourth epoch."""
+
+    def training_losses(self, labeled, unlabeled):
+        if self.current_epoch == 3:
+            raise KeyboardInterrupt
+        yield {"supervised": self.supervised_loss(labeled)}
+
+
+def test_finished_run_that_goes_on_and_is_interrupted_loses_nothing(tiny_dataset, monkeypatch):
+    dataset = tiny_dataset()
+    finished = make_trainer(dataset, Interrupted, seed=1, save_every=1)
+    finished.run_training()
+    stored = " ".join(f"{name}={value}" for name, value in finished.options.items())
+    monkeypatch.setenv("nnUNet_ssl_options", stored.replace("num_epochs=2", "num_epochs=5"))
+    longer, again = (plain_trainer(dataset, Interrupted, resume=True) for _ in range(2))
+    maybe_load_checkpoint(longer, continue_training=True, validation_only=False)
+    with pytest.raises(KeyboardInterrupt):
+        longer.run_training()
+    assert "goes on to epoch 5: checkpoint_final.pth is checkpoint_latest.pth now" in Path(longer.log_file).read_text()
+    maybe_load_checkpoint(again, continue_training=True, validation_only=False)
+    assert again.current_epoch == 3
+    assert len(again.curves.values["loss/supervised"]) == 3
 
 
 def test_damaged_checkpoint_falls_back_to_the_previous_one(tiny_dataset):

@@ -28,9 +28,9 @@ def test_slice_with_most_foreground():
 @pytest.mark.parametrize("cell", [{"dim": 2}, {"dim": 3}, {"regions": True, "num_classes": 4}], ids=str)
 def test_training_with_previews_is_the_same_training(tiny_dataset, cell):
     weights = []
-    for previews in (0, 1):
+    for previews in (False, True):
         dataset = tiny_dataset(**cell)
-        trainer = make_trainer(dataset, nnUNetTrainerMeanTeacher, seed=1, **({"previews": 1} if previews else {}))
+        trainer = make_trainer(dataset, nnUNetTrainerMeanTeacher, seed=1, previews=previews)
         trainer.run_training()
         weights.append(parameters_of(trainer.network))
         files = [path.name for path in (dataset.root / "results").rglob("previews/*")]
