@@ -37,6 +37,7 @@ Losses = dict[str, Tensor]
 OBSERVE_EVERY = 25  # steps: often enough for a curve, too seldom to cost time
 PREVIEW_EVERY = 50  # epochs
 COLLAPSE_AFTER = 0.1  # of the run: before, a class may just not have been learned
+COMPILED_FORMS = 32  # of one forward function that torch keeps; a student and its teacher have 8, torch's own limit
 
 
 class Health(NamedTuple):
@@ -249,6 +250,9 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
         if self.seed is not None:
             reproducibility.seed_everything(reproducibility.derive_seed(self.seed, STREAMS["network"]))
         check_ranges({name: getattr(self, name) for name in allowed_options(type(self), nnUNetTrainer)})
+        if self._do_i_compile():
+            limit = torch._dynamo.config.cache_size_limit
+            torch._dynamo.config.cache_size_limit = max(limit, COMPILED_FORMS)
         self._initialize_on_any_device()
 
     def _given_options(self) -> dict[str, Any] | None:

@@ -484,17 +484,21 @@ def test_loss_that_is_not_finite_leaves_the_scaler_usable(tiny_dataset):
 def compiled(monkeypatch):
     """Switch torch.compile on, with its backend that compiles nothing."""
     monkeypatch.setattr(SemiSupervisedTrainer, "_do_i_compile", lambda self: True)
-    compile_ = torch.compile
+    compile_, compile_module = torch.compile, torch.nn.Module.compile
     monkeypatch.setattr(torch, "compile", lambda module, **_: compile_(module, backend="eager"))
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
     torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # rather than go on uncompiled
+        yield
 
 
 @pytest.mark.parametrize("name", ["MeanTeacher", "CPS"])
 def test_compiled_networks_train_validate_and_are_saved_bare(tiny_dataset, compiled, name):
     dataset = tiny_dataset(dim=2)
-    trainer = make_trainer(dataset, find_trainer(f"nnUNetTrainer{name}"), seed=1)
+    settings = {"validate_all_networks": True, "previews": True}
+    trainer = make_trainer(dataset, find_trainer(f"nnUNetTrainer{name}"), seed=1, **settings)
     trainer.run_training()
+    trainer.perform_actual_validation()
     saved = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
     states = [saved["network_weights"], *saved["nnunet_ssl"]["parts"].values()]
     assert not [key for state in states for key in state if "_orig_mod" in key]
