@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 VERBS = {
@@ -21,7 +22,10 @@ VERBS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `nnunet_ssl VERB ...` and return its exit code: 0 done, 1 not all is well, 2 wrong use, 130 interrupted."""
+    """Run `nnunet_ssl VERB ...` and return its exit code.
+
+    0 done, 1 not all is well, 2 wrong use, 130 interrupted, 141 nobody reads the output any more (`| head`).
+    """
     parser = argparse.ArgumentParser(prog="nnunet_ssl", description="Semi-supervised training for nnU-Net v2.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     modules = {}
@@ -30,10 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
         modules[verb].add_arguments(verbs.add_parser(verb, help=purpose, description=modules[verb].__doc__))
     options = parser.parse_args(arguments)
     try:
-        return modules[options.verb].run(options)
+        code = modules[options.verb].run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        return 141
     except KeyboardInterrupt:
         print(f"nnunet_ssl {options.verb}: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"nnunet_ssl {options.verb}: {error}", file=sys.stderr)
         return 1 if isinstance(error, RuntimeError) else 2
+    return code

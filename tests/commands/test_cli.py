@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -23,3 +24,13 @@ def test_wrong_use_is_exit_code_2(arguments, capsys):
         main(arguments)
     assert exit_.value.code == 2
     assert "usage: nnunet_ssl" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_to_the_end_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    code = "import sys\nfrom nnunet_ssl.commands.cli import main\nsys.exit(main(['trainers']))"
+    process = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert process.returncode == 141
+    assert process.stderr == ""
