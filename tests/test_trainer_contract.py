@@ -163,17 +163,19 @@ def test_gradients_reach_all_parameters_and_no_teacher(tiny_dataset, trainer_cla
         assert all(p.grad is None and not p.requires_grad for p in trainer.teacher.parameters())
 
 
-def test_resumed_run_equals_undisturbed_run(tiny_dataset, trainer_class):
-    """Promise 4: stopped after 2 of 4 epochs and resumed, all parts of the run are equal bit for bit."""
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_resumed_run_equals_undisturbed_run(tiny_dataset, trainer_class, epochs):
+    """Promise 4: stopped, also in a warm-up (which ends after 1.6 epochs), and resumed, all parts are bit-equal."""
     dataset = tiny_dataset(num_classes=4)
     undisturbed = trained(dataset, trainer_class, num_epochs=4)
-    stopped = make_trainer(dataset, trainer_class, seed=1, num_epochs=4, save_every=2)
-    stopped.on_epoch_end = lambda: stop_after(stopped, 2)
+    stopped = make_trainer(dataset, trainer_class, seed=1, num_epochs=4, save_every=1)
+    stopped.on_epoch_end = lambda: stop_after(stopped, epochs)
     with pytest.raises(KeyboardInterrupt):
         stopped.run_training()
     resumed = make_trainer(dataset, trainer_class, resume=True)
     resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_latest.pth")
-    assert resumed.current_epoch == 2
+    assert resumed.current_epoch == epochs
+    assert resumed.in_warmup == (epochs == 1 and hasattr(resumed, "warmup_fraction"))
     resumed.run_training()
     for name, part in undisturbed.stateful_parts().items():
         other = tensors_of(resumed.stateful_parts()[name].state_dict())
