@@ -95,6 +95,7 @@ def make_trainer(name: str, options: argparse.Namespace) -> Any:  # noqa: ANN401
     os.environ.setdefault("nnUNet_preprocessed", os.environ["nnUNet_results"])
     trainer.preprocessed_dataset_folder = str(empty_dataset_folder())
     trainer.initialize()
+    trainer.inference_allowed_mirroring_axes = tuple(range(len(trainer.configuration_manager.patch_size)))
     trainer.current_epoch = trainer.num_epochs // 2
     trainer.step_of_epoch = 0
     trainer.network.train()

@@ -20,7 +20,8 @@ from nnunet_ssl.training.distributed import unwrap
 from tests.conftest import Case, TinyDataset, draw_no_progress, make_trainer, tensors_of
 
 CASE = Case(num_classes=4, stages=6)  # more heads than any method takes; in 2d the Dice is over all processes
-WHOLE_STEP = ("nnUNetTrainerMeanTeacher", "nnUNetTrainerCPS")  # their unsupervised losses are means over all voxels
+# Their unsupervised losses are means over all voxels.
+WHOLE_STEP = ("nnUNetTrainerMeanTeacher", "nnUNetTrainerCPS", "nnUNetTrainerEntropyMinimization")
 
 
 def settings_of_one_step(name: str) -> dict[str, float]:

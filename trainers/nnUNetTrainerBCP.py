@@ -26,7 +26,7 @@ class nnUNetTrainerBCP(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     Differences from the paper:
         labeled images are also learned unmixed, which gained most of all (0.77 to 0.79; tuning fold);
         one mixed batch of both directions, instead of two halves of each: as good (0.80) and faster;
-        the student sees the strong view, and all heads are supervised;
+        the student sees the strong view, and all heads are supervised; the teacher predicts, not the student;
         pseudo-labels are not cut down to their largest component, which not every structure has only one of;
         the warm-up is nnU-Net's own training, not copy-paste among labeled images, from which two cases were learned
         at half the speed; it and the self-training are one run, and the teacher goes on across the border.

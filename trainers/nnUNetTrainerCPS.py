@@ -21,7 +21,7 @@ class nnUNetTrainerCPS(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
     No threshold: every voxel counts. The gradient of L_i flows through network i alone.
 
     Differences from the paper:
-        no CutMix;
+        no CutMix; the networks label the unlabeled images alone for each other, not the labeled ones too;
         the weight grows over the run, as the field does it (SSL4MIS), because both networks start from nothing.
 
     Cost: 3 B labeled and 3 B unlabeled forward passes for each network, and 1 B for the second one's labels, to

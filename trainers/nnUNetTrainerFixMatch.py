@@ -34,7 +34,7 @@ class nnUNetTrainerFixMatch(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's na
 
     step_cost = 7 / 3  # of nnU-Net's own step; see above
 
-    ema_decay = 0.99  # of the teacher; Mean Teacher §3.1
+    ema_decay = 0.99  # of the teacher; as for Mean Teacher
     confidence_threshold = 0.95  # τ; paper §4.1
     pseudo_label_weight = 0.5  # λ; ours, half of the paper's, as BCP weighs pseudo-labels
     warmup_fraction = 0.4  # of the run; ours: without one the pseudo-labels held the learning up

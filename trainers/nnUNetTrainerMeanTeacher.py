@@ -30,7 +30,7 @@ class nnUNetTrainerMeanTeacher(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's
 
     step_cost = 7 / 3  # of nnU-Net's own step; see above
 
-    ema_decay = 0.99  # α; paper §3.1 and all of SSL4MIS
+    ema_decay = 0.99  # α; SSL4MIS; the paper's while its weight grows (here to the end), then 0.999
     consistency_weight = 1.0  # λ; ours, measured: 10 costs up to 2.6 points (README, Results); SSL4MIS has 0.1
     rampup_duration = 1.0  # of the run; SSL4MIS and UA-MT reach the plateau with the last step
 

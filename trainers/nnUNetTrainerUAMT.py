@@ -6,6 +6,7 @@ from torch import Tensor
 
 from nnunet_ssl.building_blocks.consistency import masked_mean_squared_error
 from nnunet_ssl.building_blocks.perturbations import mirrorings, with_noise
+from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.semi_supervised_trainer import Losses
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
@@ -18,14 +19,14 @@ class nnUNetTrainerUAMT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     Atrium Segmentation", MICCAI 2019, https://arxiv.org/abs/1907.07034
 
         L = L_seg(f(x; θ), y) + λ(t) · ⟨(p(u_strong; θ) - p(u_weak; θ'))²⟩ where H(p̄) < (¾ + ¼ r(t)) ln C
-        p̄ = mean of T passes p(u_weak, perturbed; θ'),    r(t) = exp(-5 (1 - t)²)
+        p̄ = mean of T passes p(u_weak, perturbed; θ'),    r(t) = exp(-5 (1 - t)²) over the run
 
     ⟨·⟩ is the mean over the accepted voxels and channels; the gradient flows through the student alone.
 
     Differences from the paper:
         nnU-Net has no dropout, so that the passes differ by noise on the image and by mirroring, along the axes that
         nnU-Net mirrors, which is undone in the prediction; the target's own pass has neither;
-        T is 4, not 8; ln 2 is written for C classes;
+        T is 4, not 8; ln 2 is written for C classes; the teacher predicts, not the student;
         the student sees the strong view, as in our Mean Teacher.
 
     Cost: 3 B labeled, 3 B unlabeled, (1 + T) B teacher forward passes to nnU-Net's 3 B, a ratio of 2.33 + T/3 = 3.67.
@@ -43,13 +44,13 @@ class nnUNetTrainerUAMT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         yield {"supervised": self.supervised_loss(labeled)}
 
         target = self.teacher_probabilities(unlabeled.weak)
-        ramp = self.ramp("consistency")
-        certain = self.uncertainty(unlabeled.weak) < 0.75 + 0.25 * ramp
+        threshold = 0.75 + 0.25 * gaussian_rampup(self.progress, 1.0)
+        certain = self.uncertainty(unlabeled.weak) < threshold
         probs = self.probabilities(self.student(unlabeled.strong))
         self.record({"utilization": certain.float().mean()})
         self.observe_teaching(target, probs)
         loss = masked_mean_squared_error(probs, target, certain)
-        yield {"consistency": self.consistency_weight * ramp * loss}
+        yield {"consistency": self.consistency_weight * self.ramp("consistency") * loss}
 
     def uncertainty(self, image: Tensor) -> Tensor:
         """Return the entropy of the teacher's mean prediction under perturbation, a share of ln C in [0, 1]."""

@@ -15,10 +15,11 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's na
     Segmentation", CVPR 2023, https://arxiv.org/abs/2208.09910
 
         ŷ = argmax p(u_weak; θ),    m = [max p(u_weak; θ) ≥ τ]
-        L = L_seg(f(x; θ), y) + λ ( ¼ L_m(f(s_1; θ), ŷ_1) + ¼ L_m(f(s_2; θ), ŷ_2) + ½ L_m(g(drop(e(u_weak; θ))), ŷ) )
+        L = L_seg(f(x; θ), y) + λ(t) ( ¼ L(f(s_1; θ), ŷ_1, m_1) + ¼ L(f(s_2; θ), ŷ_2, m_2)
+                                       + ½ L(g(drop(e(u_weak; θ))), ŷ, m) )
 
-    s_i is a strong view with a box cut out of the next image's strong view, ŷ_i its labels, mixed alike; e and g are
-    encoder and decoder; L_m is L_seg over the voxels with m. The gradient flows through all but ŷ and m.
+    s_i is a strong view with a box cut out of the next image's strong view; ŷ_i and m_i are mixed alike; e and g are
+    encoder and decoder; L(., ŷ, m) is L_seg over the voxels with m. The gradient flows through all but ŷ and m.
 
     Differences from the paper:
         the loss is cross-entropy and Dice at all heads, where the authors' medical branch has Dice alone;

@@ -13,8 +13,10 @@ def masked_cross_entropy_and_dice(
 ) -> list[Tensor]:
     """Return cross-entropy minus Dice, nnU-Net's loss, for each of some maps of voxel weights, as scalars.
 
-    The cross-entropy is the weighted mean over voxels; the Dice is over foreground channels and the whole batch.
-    Without any weight the loss is constant. What does not depend on the weights is computed and kept once.
+    The cross-entropy is the weighted mean over voxels and regions (nnU-Net sums regions where there is an ignore
+    label); the Dice is over foreground channels and the whole batch, also where the plans ask for it by sample, because
+    the accepted voxels of a sample often lack a class. Without any weight the loss is constant. What does not depend on
+    the weights is computed and kept once.
 
     Args:
         space: what the channels mean.

@@ -67,7 +67,7 @@ def alternating(batch_size: int, dimensions: int, device: torch.device) -> Tenso
 
 def partner(batch: Tensor) -> Tensor:
     """Return for each sample of a batch (B, ...) the next one; at batch size 1 the sample itself."""
-    return batch.roll(1, 0)
+    return batch.roll(-1, 0)
 
 
 def cut_mix(maps: Sequence[Tensor], probability: float, shares: tuple[float, float]) -> list[Tensor]:

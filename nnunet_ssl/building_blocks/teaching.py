@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median
 
 import torch
 from torch import Tensor
@@ -37,9 +37,10 @@ def teaching_statistics(space: LabelSpace, target: Tensor, probs: Tensor | None 
 def collapsed(prior: Sequence[float], taught: Sequence[float], labels_are_complete: bool = True) -> str | None:
     """Return "vanished" or "flooded" if a class is hardly, or nearly everywhere, in the last pseudo-labels.
 
-    The measure is the median share of voxels in labels and pseudo-labels over the last epochs, both of random patches.
-    Vanished is less than a tenth of the labels' share; flooded is more than tenfold odds, so that a large structure
-    can flood too. Both are ours, far beyond what the choice of a few labeled cases explains.
+    The measure is the median share of voxels, in the pseudo-labels of the last epochs and in the labels of all, both of
+    random patches. Vanished is less than a tenth of the labels' share; flooded is more than tenfold odds, so that a
+    large structure can flood too. Both are ours, far beyond what the choice of a few labeled cases explains. That a
+    structure vanishes which most epochs' labels lack tells nothing; for floods of it see `usual_share`.
 
     Args:
         prior: share of the class in the labels, by epoch.
@@ -47,15 +48,26 @@ def collapsed(prior: Sequence[float], taught: Sequence[float], labels_are_comple
         labels_are_complete: false with an ignore label, where the labels' share is one of chosen places; then vanished
             means none at all, and flooded nearly all.
     """
-    known = [value for value in prior if math.isfinite(value)]
-    last = [value for value in taught[-COLLAPSE_EPOCHS:] if math.isfinite(value)]
-    if len(last) < COLLAPSE_EPOCHS or not known or not median(known):
+    last = finite(taught[-COLLAPSE_EPOCHS:])
+    expected = usual_share(prior)
+    if len(last) < COLLAPSE_EPOCHS or not expected:
         return None
-    share, expected = median(last), median(known)
+    share, is_rare = median(last), not median(finite(prior))
     least, most = expected / COLLAPSE_RATIO, COLLAPSE_RATIO * expected / (1.0 + (COLLAPSE_RATIO - 1.0) * expected)
     if not labels_are_complete:
         least, most = 0.0, NEARLY_ALL
-    return "vanished" if share <= least else "flooded" if share > most else None
+    return "flooded" if share > most else "vanished" if share <= least and not is_rare else None
+
+
+def usual_share(shares: Sequence[float]) -> float:
+    """Return the median of a class's shares by epoch, or the mean where most epochs have none of it; 0 at least."""
+    known = finite(shares)
+    return (median(known) or fmean(known)) if known else 0.0
+
+
+def finite(values: Sequence[float]) -> list[float]:
+    """Return the values of the epochs that were observed."""
+    return [value for value in values if math.isfinite(value)]
 
 
 @torch.no_grad()

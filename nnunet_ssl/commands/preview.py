@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     finally:
         for loader in loaders:
             close_loader(loader)
+    if not unlabeled.keys:
+        raise ValueError(f"{checkpoint} is from the labeled-only warm-up, in which unlabeled images teach nothing yet")
     trainer.draw_preview(unlabeled, Path(options.o))
     print(f"{options.o}: {', '.join(unlabeled.keys)}")
     return 0

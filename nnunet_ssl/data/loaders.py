@@ -42,6 +42,8 @@ class LabeledBatch:
 class UnlabeledBatch:
     """A batch without labels; there is no attribute from which to take one.
 
+    In an epoch that is labeled-only it is empty: all views are None, and there is no key.
+
     Attributes:
         weak: (B, C, *spatial), nnU-Net's spatial and mirror transforms; None if the trainer does not ask for it.
         strong: the same patches with nnU-Net's intensity transforms; None if the trainer does not ask for it.
@@ -82,9 +84,9 @@ class UnlabeledLoader(nnUNetDataLoader):
 
 
 class TwoStreamLoader:
-    """Yields nnU-Net's batch with one more key, `unlabeled`."""
+    """Yields nnU-Net's batch with one more key, `unlabeled`; without an unlabeled stream nnU-Net's batch alone."""
 
-    def __init__(self, labeled: Augmenter, unlabeled: Augmenter) -> None:
+    def __init__(self, labeled: Augmenter, unlabeled: Augmenter | None) -> None:
         self.labeled = labeled
         self.unlabeled = unlabeled
 
@@ -92,7 +94,8 @@ class TwoStreamLoader:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        return {**next(self.labeled), "unlabeled": next(self.unlabeled)}
+        batch = next(self.labeled)
+        return batch if self.unlabeled is None else {**batch, "unlabeled": next(self.unlabeled)}
 
     def close(self) -> None:
         """Stop the worker processes of both streams."""
@@ -141,7 +144,7 @@ def batches_on_device(batch: dict[str, Any], device: torch.device) -> tuple[Labe
 
     target = batch["target"]
     target = [move(level) for level in target] if isinstance(target, list) else move(target)
-    unlabeled = batch["unlabeled"]
+    unlabeled = batch.get("unlabeled", {"keys": ()})
     return (
         LabeledBatch(move(batch["data"]), target, tuple(batch["keys"])),
         UnlabeledBatch(**{name: move(unlabeled.get(name)) for name in VIEWS}, keys=tuple(unlabeled["keys"])),

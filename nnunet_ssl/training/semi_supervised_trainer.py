@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions, SoftmaxLabels
 from nnunet_ssl.building_blocks.masked_loss import deep_supervision_loss, masked_cross_entropy_and_dice
 from nnunet_ssl.building_blocks.ramps import gaussian_rampup
-from nnunet_ssl.building_blocks.teaching import collapsed, foreground_shares, teaching_statistics
+from nnunet_ssl.building_blocks.teaching import collapsed, foreground_shares, teaching_statistics, usual_share
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch, batches_on_device, close_loader
 from nnunet_ssl.training import distributed, reproducibility
 from nnunet_ssl.training.checkpoints import load_checkpoint_file, load_intact, previous_checkpoint, save_atomically
@@ -180,13 +180,21 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
 
         A run that starts from `init_checkpoint` has none.
         """
-        return self.init_checkpoint is None and self.progress < getattr(self, "warmup_fraction", 0.0)
+        return self.progress < self._warmup
+
+    @property
+    def epoch_is_labeled_only(self) -> bool:
+        """Whether the first stage lasts until the end of the epoch."""
+        return (self.current_epoch + 1) / self.num_epochs <= self._warmup
 
     @property
     def progress_after_warmup(self) -> float:
         """How much of what follows the first stage is over: a fraction in [0, 1), 0 while it is on."""
-        warmup = 0.0 if self.init_checkpoint is not None else getattr(self, "warmup_fraction", 0.0)
-        return max(0.0, (self.progress - warmup) / (1.0 - warmup)) if warmup < 1.0 else 0.0
+        return max(0.0, (self.progress - self._warmup) / (1.0 - self._warmup)) if self._warmup < 1.0 else 0.0
+
+    @property
+    def _warmup(self) -> float:
+        return getattr(self, "warmup_fraction", 0.0) if self.init_checkpoint is None else 0.0
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:
@@ -532,7 +540,8 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
     def on_epoch_end(self) -> None:
         """Log the epoch's curves, then end it as nnU-Net does, which may save them, then draw them."""
         self._log_curves()
-        if self.previews and self.local_rank == 0 and self.current_epoch % PREVIEW_EVERY == 0:
+        is_due = self.previews and self.local_rank == 0 and self.current_epoch % PREVIEW_EVERY == 0
+        if is_due and self.last_unlabeled.keys:
             self.draw_preview(
                 self.last_unlabeled, Path(self.output_folder, "previews", f"epoch_{self.current_epoch:04d}.png")
             )
@@ -586,7 +595,7 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
                 which = "" if network == kind else f" that teach the {network} network"
                 self.print_to_log_file(
                     f"WARNING: class {self._name_of_channel(int(channel))} has {state} in the pseudo-labels{which}: it "
-                    f"is {taught[-1]:.3%} of their voxels, and {np.nanmedian(labeled):.3%} of the labeled ones. "
+                    f"is {taught[-1]:.3%} of their voxels, and {usual_share(labeled):.3%} of the labeled ones. "
                     "Unlabeled images teach what is wrong: see progress_ssl.png, and lower the weight of their losses"
                 )
             self.collapse_states[name] = state

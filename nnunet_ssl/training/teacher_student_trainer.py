@@ -13,7 +13,7 @@ from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 class TeacherStudentTrainer(SemiSupervisedTrainer):
     """Adds the teacher: made of the student, averaged after each step, saved, resumed, and by default what predicts."""
 
-    ema_decay = 0.99  # α; Tarvainen & Valpola 2017 use 0.99 while the student learns fast
+    ema_decay = 0.99  # α; Tarvainen & Valpola 2017, while the student learns fast
     predict_with = "teacher"  # or "student": the network that validates, predicts and is saved as the model
 
     def initialize(self) -> None:

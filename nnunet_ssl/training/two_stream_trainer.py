@@ -11,7 +11,7 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunet_ssl.data.loaders import TwoStreamLoader, UnlabeledLoader, divide_workers, start_loader
+from nnunet_ssl.data.loaders import TwoStreamLoader, UnlabeledLoader, close_loader, divide_workers, start_loader
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
 from nnunet_ssl.data.unlabeled_pool import RETRY, UnlabeledPool, collect_pool, split_digest, unlabeled_cases_of_fold
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
@@ -25,6 +25,11 @@ class TwoStreamTrainer(nnUNetTrainer):
 
     views: tuple[str, ...] = ("weak", "strong")  # of each unlabeled patch; see nnunet_ssl.data.views
     seed: int | None = None  # None: not reproducible, as nnU-Net
+
+    @property
+    def epoch_is_labeled_only(self) -> bool:
+        """Whether no step of the epoch takes unlabeled images, which are then not loaded."""
+        return False
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return nnU-Net's split; a fold that the splits file does not have is an error, not a random split."""
@@ -43,16 +48,29 @@ class TwoStreamTrainer(nnUNetTrainer):
         )
         if self.seed is not None:
             reproducibility.fix_timed_choices(labeled.transforms)
+        self.streams = labeled, unlabeled
         num_workers = get_allowed_n_proc_DA()
-        num_labeled, num_unlabeled = divide_workers(num_workers)
         num_validation = max(1, num_workers // 2) if num_workers else 0  # as nnU-Net
-        return (
-            TwoStreamLoader(
-                self._start_loader(labeled, "labeled", num_labeled),
-                self._start_loader(unlabeled, "unlabeled", num_unlabeled),
-            ),
-            self._start_loader(validation, "validation", num_validation),
+        return self._start_streams(), self._start_loader(validation, "validation", num_validation)
+
+    def _start_streams(self) -> TwoStreamLoader:
+        """Start both training streams; in a labeled-only epoch the labeled one alone, with all of nnU-Net's workers."""
+        (labeled, unlabeled), num_workers = self.streams, get_allowed_n_proc_DA()
+        if self.epoch_is_labeled_only:
+            return TwoStreamLoader(self._start_loader(labeled, "labeled", num_workers), None)
+        num_labeled, num_unlabeled = divide_workers(num_workers)
+        return TwoStreamLoader(
+            self._start_loader(labeled, "labeled", num_labeled),
+            self._start_loader(unlabeled, "unlabeled", num_unlabeled),
         )
+
+    def on_train_epoch_start(self) -> None:
+        """Start an epoch's steps, the first ones that take unlabeled images with the stream of them."""
+        super().on_train_epoch_start()
+        if self.dataloader_train.unlabeled is None and not self.epoch_is_labeled_only:
+            self.print_to_log_file("The labeled-only warm-up ends in this epoch: unlabeled images are loaded from here")
+            close_loader(self.dataloader_train)
+            self.dataloader_train = self._start_streams()
 
     def _loaders_of_nnunet(self) -> tuple[Any, Any]:
         """Return nnU-Net's bare loaders: with 0 workers it starts no process, so that ours can be seeded."""

@@ -67,6 +67,13 @@ def test_labels_of_chosen_places_are_no_measure_of_the_whole():
         assert collapsed(scribbles, [share] * 3, labels_are_complete=False) == state
 
 
+def test_rare_structure_can_flood_but_not_vanish():
+    """Most epochs' random patches lack it: its mean share is 0.01, tenfold odds are 0.0917 by hand."""
+    prior = [0.0, 0.0, 0.02, math.nan, 0.0, 0.03]
+    for share, state in [(0.0, None), (0.0916, None), (0.0919, "flooded")]:
+        assert collapsed(prior, [share] * 3) == state
+
+
 def test_a_class_that_no_label_has_cannot_collapse():
     assert collapsed([0.0, 0.0], [0.0, 0.0, 0.0]) is None
     assert collapsed([math.nan], [0.5, 0.5, 0.5]) is None

@@ -73,6 +73,13 @@ def test_no_label_in_an_unlabeled_batch(tiny_dataset):
     assert torch.equal(ours.image, batch["data"])
 
 
+def test_without_unlabeled_stream_the_batch_is_nnunets_and_the_unlabeled_half_empty(tiny_dataset):
+    batch = next(TwoStreamLoader(start_loader(loaders(tiny_dataset())[0], [], False), None))
+    assert batch.keys() == {"data", "target", "keys"}
+    _, unlabeled = batches_on_device(batch, torch.device("cpu"))
+    assert unlabeled == UnlabeledBatch(weak=None, strong=None, second_strong=None, keys=())
+
+
 @pytest.mark.parametrize(("workers", "expected"), [(0, (0, 0)), (1, (1, 1)), (2, (1, 1)), (5, (3, 2)), (12, (6, 6))])
 def test_workers_are_divided(workers, expected):
     assert divide_workers(workers) == expected

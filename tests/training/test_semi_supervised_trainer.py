@@ -11,12 +11,13 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.building_blocks.ramps import gaussian_rampup
+from nnunet_ssl.data.loaders import UnlabeledLoader
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 from tests.conftest import assert_equal_weights, make_trainer, parameters_of
 
-MEAN_TEACHER = find_trainer("nnUNetTrainerMeanTeacher")
+MEAN_TEACHER, FIXMATCH = find_trainer("nnUNetTrainerMeanTeacher"), find_trainer("nnUNetTrainerFixMatch")
 
 
 class TwoTerms(SemiSupervisedTrainer):
@@ -546,6 +547,40 @@ def test_workers_of_both_streams_end_with_the_run_and_with_an_error(tiny_dataset
 
     with pytest.raises(ZeroDivisionError):
         make_trainer(dataset, Breaking, seed=1).run_training()
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_warmup_loads_no_unlabeled_images(tiny_dataset, monkeypatch):
+    """Of 5 epochs 0.4 are labeled-only; of a 0.5 of them the third one is so in half of its steps, and loads them."""
+    make_batch, epochs = UnlabeledLoader.generate_train_batch, []
+    for fraction in (0.4, 0.5):
+        trainer = make_trainer(tiny_dataset(), FIXMATCH, num_epochs=5, warmup_fraction=fraction)
+        monkeypatch.setattr(
+            UnlabeledLoader,
+            "generate_train_batch",
+            lambda loader, trainer=trainer: epochs.append(trainer.current_epoch) or make_batch(loader),
+        )
+        trainer.run_training()
+        assert epochs == [2, 2, 3, 3, 4, 4]
+        epochs.clear()
+        log = Path(trainer.log_file).read_text()
+        assert log.count("warm-up ends") == 1
+        assert log.index("Epoch 2") < log.index("warm-up ends") < log.index("Epoch 3")
+
+
+def test_warmup_gives_all_workers_to_the_labeled_stream(tiny_dataset, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    before = set(multiprocessing.active_children())
+    trainer = make_trainer(tiny_dataset(), FIXMATCH, num_epochs=3, seed=1)
+    start_loader, started = trainer._start_loader, []
+
+    def note(loader, stream, num_workers):
+        started.append((trainer.current_epoch, stream, num_workers))
+        return start_loader(loader, stream, num_workers)
+
+    monkeypatch.setattr(trainer, "_start_loader", note)
+    trainer.run_training()
+    assert started == [(0, "labeled", 2), (0, "validation", 1), (1, "labeled", 1), (1, "unlabeled", 1)]
     assert set(multiprocessing.active_children()) <= before
 
 

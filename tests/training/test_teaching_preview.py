@@ -38,6 +38,23 @@ def test_training_with_previews_is_the_same_training(tiny_dataset, cell):
     assert_equal_weights(*weights)
 
 
+def test_in_the_warmup_there_is_nothing_to_preview(tiny_dataset, tmp_path, capsys):
+    """Stopped after the first of 6 epochs, of which the first two are labeled-only."""
+    dataset = tiny_dataset()
+    trainer = make_trainer(dataset, find_trainer("nnUNetTrainerFixMatch"), num_epochs=6, save_every=1, previews=True)
+    trainer.on_epoch_end = lambda: (type(trainer).on_epoch_end(trainer), stop())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run_training()
+    assert not list((dataset.root / "results").rglob("previews/*"))
+    arguments = ["-d", "999", "-tr", "nnUNetTrainerFixMatch", "-device", "cpu", "-o", str(tmp_path / "preview.png")]
+    assert main(["preview", *arguments, "-chk", "checkpoint_latest.pth"]) == 2
+    assert "labeled-only warm-up" in capsys.readouterr().err
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("name", ["nnUNetTrainerMeanTeacher", "nnUNetTrainerFixMatch"])  # without threshold, and with
 def test_preview_of_a_checkpoint(tiny_dataset, tmp_path, capsys, name):
     dataset = tiny_dataset()
