@@ -1,7 +1,7 @@
 """Show what a trained network is taught: views, pseudo-labels and accepted voxels of some unlabeled patches.
 
 The picture is made with the settings, augmentation and weights of a checkpoint. In a training the option previews=true
-makes one every 50 epochs, in the folder `previews` beside the checkpoints.
+makes one every 50 epochs and in the last, in the folder `previews` beside the checkpoints.
 """
 
 import argparse

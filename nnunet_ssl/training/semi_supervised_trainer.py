@@ -57,7 +57,7 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
 
     init_checkpoint: str | None = None  # start from all weights of this nnU-Net checkpoint, output layers included
     max_nonfinite_steps = 10  # so many losses in a row that are not finite stop the run; ours
-    previews = False  # a picture of what is taught, every 50 epochs; see nnunet_ssl.training.teaching_preview
+    previews = False  # a picture of what is taught, every 50 epochs and in the last one; see teaching_preview.py
     validate_all_networks = False  # also predict the validation cases with the networks that do not predict otherwise
     changes_supervised_term = False  # whether the method's supervised loss is by its nature another than nnU-Net's
 
@@ -540,8 +540,8 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
     def on_epoch_end(self) -> None:
         """Log the epoch's curves, then end it as nnU-Net does, which may save them, then draw them."""
         self._log_curves()
-        is_due = self.previews and self.local_rank == 0 and self.current_epoch % PREVIEW_EVERY == 0
-        if is_due and self.last_unlabeled.keys:
+        is_due = self.current_epoch % PREVIEW_EVERY == 0 or self.current_epoch == self.num_epochs - 1
+        if self.previews and self.local_rank == 0 and is_due and self.last_unlabeled.keys:
             self.draw_preview(
                 self.last_unlabeled, Path(self.output_folder, "previews", f"epoch_{self.current_epoch:04d}.png")
             )
