@@ -1,9 +1,13 @@
 """Tiny plans, tiny data, tiny trainers: a step takes milliseconds on one core."""
 
 import copy
+import functools
 import json
+import multiprocessing
 import os
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,21 +15,38 @@ os.environ.setdefault("nnUNet_n_proc_DA", "0")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ["nnUNet_compile"] = "f"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, in what the tests start too: several of them run at once
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # nnU-Net's commands take all cores: no thread may spin
 
 import numpy as np
 import pytest
 import SimpleITK
 import torch
+from nnunetv2.training.dataloading import data_loader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.data.unlabeled_preprocessing import folder_of
 from nnunet_ssl.training.curves import Curves
+from tests.warm_processes import WARM
 
 DATASET = "Dataset999_Tiny"
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"  # real data, where they are at hand
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give the next test to the next free process; files that train or install once for many tests go first, whole."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            is_whole = file.endswith(("test_end_to_end.py", "test_packaging.py")) and test != "test_real_hippocampus"
+            return file if is_whole else nodeid
+
+    return Scheduling(config, log)
 
 
 @dataclass(frozen=True)
@@ -207,16 +228,37 @@ class TinyDataset:
         )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _processes_are_warm():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(multiprocessing.context._concrete_contexts, "spawn", WARM)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_search_for_thread_pools():
+    """Leave out nnU-Net's search through all libraries, in each batch, for pools that here are of one thread anyway."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(data_loader, "threadpool_limits", lambda **_: nullcontext())
+        yield
+
+
+@pytest.fixture(scope="session")
+def written_once(tmp_path_factory):
+    """Return a function that gives the folder of a case's data set, to be copied."""
+    return functools.cache(lambda case: TinyDataset(case, tmp_path_factory.mktemp("written")).write().root)
+
+
 @pytest.fixture
-def tiny_dataset(tmp_path, monkeypatch):
+def tiny_dataset(tmp_path, monkeypatch, written_once):
     """Return a function that writes a tiny data set and points nnU-Net's variables at it."""
 
     draw_no_progress(monkeypatch.setattr)
 
     def make(**cell) -> TinyDataset:
         root = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
-        root.mkdir()
-        dataset = TinyDataset(Case(**cell), root).write()
+        dataset = TinyDataset(Case(**cell), root)
+        shutil.copytree(written_once(dataset.case), root)
         for name in ("raw", "preprocessed", "results"):
             monkeypatch.setenv(f"nnUNet_{name}", str(root / name))
         monkeypatch.delenv("nnUNet_ssl_options", raising=False)

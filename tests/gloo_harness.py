@@ -1,27 +1,35 @@
-"""Two processes under gloo on the CPU train every trainer given; what each ends with is compared by the test.
-
-Usage: python -m tests.gloo_harness DATA_ROOT REPORT TRAINER ...
-"""
+"""Two processes under gloo on the CPU train every trainer given; what each ends with is compared by the test."""
 
 import gc
 import hashlib
 import json
+import multiprocessing
 import os
 import socket
-import sys
+import time
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
 from nnunet_ssl.discovery.variants import find_trainer
-from nnunet_ssl.training.distributed import unwrap
+from nnunet_ssl.training.distributed import sum_over_processes, unwrap
 from tests.conftest import Case, TinyDataset, draw_no_progress, make_trainer, tensors_of
+from tests.warm_processes import WARM
 
 CASE = Case(num_classes=4, stages=6)  # more heads than any method takes; in 2d the Dice is over all processes
 # Their unsupervised losses are means over all voxels.
 WHOLE_STEP = ("nnUNetTrainerMeanTeacher", "nnUNetTrainerCPS", "nnUNetTrainerEntropyMinimization")
+
+
+class Threads(SpawnContext):
+    """Threads where nnU-Net's validation starts processes, each of which would import torch."""
+
+    Pool = staticmethod(ThreadPool)
 
 
 def settings_of_one_step(name: str) -> dict[str, float]:
@@ -31,8 +39,32 @@ def settings_of_one_step(name: str) -> dict[str, float]:
     return {option: 0.0 for option in vars(find_trainer(name)) if option.endswith("_weight")}
 
 
+def run(root: Path, report: Path, names: list[str], seconds: float = 600.0) -> None:
+    """Train in two processes; an error in one, or too long a time, ends both and is raised here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    contexts = WARM, SpawnContext()  # one from nothing: forked ones would agree in the order of their sets by chance
+    processes = [c.Process(target=train, args=(i, root, report, port, names)) for i, c in enumerate(contexts)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + seconds
+    try:
+        while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
+            wait([process.sentinel for process in processes if process.exitcode is None], deadline - time.monotonic())
+            if any(process.exitcode for process in processes):
+                break
+        codes = [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    assert codes == [0, 0], "one of the two processes failed, or did not end in time (None)"
+
+
 def train(rank: int, root: Path, report: Path, port: int, names: list[str]) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    multiprocessing.context._concrete_contexts["spawn"] = Threads()
     torch.set_num_threads(1)
     draw_no_progress()
     dist.init_process_group("gloo", rank=rank, world_size=2)
@@ -48,6 +80,7 @@ def train(rank: int, root: Path, report: Path, port: int, names: list[str]) -> N
         results[name] = {"parts": digests, "steps": trainer.optimizer_steps}
         keep_one_step(rank, dataset, name, report.parent)
         results[name]["stopped_with"] = stop_by_one_rank(rank, dataset, name)
+        results[name]["summed"] = sum_over_processes(np.array([rank, 1])).tolist()
     gathered: list = [None, None]
     dist.all_gather_object(gathered, results)
     if rank == 0:
@@ -91,11 +124,3 @@ def stop_by_one_rank(rank: int, dataset: TinyDataset, name: str) -> str:
 def digest(part) -> str:
     tensors = (value.detach().cpu().numpy().tobytes() for value in tensors_of(part.state_dict()).values())
     return hashlib.sha256(b"".join(tensors)).hexdigest()
-
-
-if __name__ == "__main__":
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        free_port = free.getsockname()[1]
-    arguments = (Path(sys.argv[1]), Path(sys.argv[2]), free_port, sys.argv[3:])
-    multiprocessing.spawn(train, arguments, nprocs=2)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sysconfig
 import time
@@ -18,6 +17,7 @@ import SimpleITK
 import torch
 
 from tests.conftest import SHARED_DATA
+from tests.warm_processes import start_command
 
 TRAINER = "nnUNetTrainerMeanTeacher"
 SHORT = "num_epochs=2 num_iterations_per_epoch=2 num_val_iterations_per_epoch=1 seed=1"
@@ -38,18 +38,31 @@ class Workplace:
         return output
 
     def start(self, command: str, **variables: str) -> subprocess.Popen:
-        log = self.root / f"log{len(list(self.root.glob('log*')))}.txt"
+        # The log's name is the last argument of a shell that hands the command on.
+        shell = ["bash", "-c", f"exec {command} > $0 2>&1", str(self.new_log())]
+        return subprocess.Popen(shell, env=self.environment(variables), cwd=self.root / "empty")
+
+    def run_warm(self, command: str, expect: int = 0, **variables: str) -> str:
+        """Run a command of which another test runs one of its kind as a user types it, with the imports done."""
+        log = self.new_log()
+        process = start_command(command.split(), log, self.root / "empty", self.environment(variables))
+        process.join(timeout=1200)
+        process.kill()
+        output = log.read_text()
+        assert process.exitcode == expect, output[-3000:]
+        return output
+
+    def new_log(self) -> Path:
+        return self.root / f"log{len(list(self.root.glob('log*')))}.txt"
+
+    def environment(self, variables: dict[str, str]) -> dict[str, str]:
         environment = os.environ | {
             **{f"nnUNet_{name}": str(self.root / name) for name in ("raw", "preprocessed", "results")},
             "nnUNet_n_proc_DA": "1",
             "nnUNet_def_n_proc": "1",
-            **variables,
         }
         environment.pop("nnUNet_ssl_options", None)
-        environment |= variables
-        # The log's name is the last argument of a shell that hands the command on.
-        shell = ["bash", "-c", f"exec {command} > $0 2>&1", str(log)]
-        return subprocess.Popen(shell, env=environment, cwd=self.root / "empty")
+        return environment | variables
 
     def results(self, configuration: str, fold: int = 0, plans: str = "nnUNetPlans") -> Path:
         return self.root / "results" / self.dataset / f"{TRAINER}__{plans}__{configuration}" / f"fold_{fold}"
@@ -123,7 +136,7 @@ def test_training_preprocesses_predicts_and_scores(trained):
 
 @pytest.mark.parametrize("flag", ["--val", "--val --val_best", "--c"])
 def test_flags_of_nnunet(trained, flag):
-    trained.run(f"nnUNetv2_train 998 3d_fullres 0 -tr {TRAINER} -device cpu {flag}")
+    trained.run_warm(f"nnUNetv2_train 998 3d_fullres 0 -tr {TRAINER} -device cpu {flag}")
 
 
 def test_prediction_is_the_teachers(trained):
@@ -138,22 +151,22 @@ def test_prediction_is_the_teachers(trained):
 
 def test_kill_in_mid_epoch_and_going_on_equals_an_undisturbed_run(planned):
     """kill -9 while the third of four epochs runs; `--c` ends with the same weights, bit for bit."""
-    options = "num_epochs=4 num_iterations_per_epoch=15 num_val_iterations_per_epoch=1 seed=3 save_every=1"
+    options = "num_epochs=4 num_iterations_per_epoch=8 num_val_iterations_per_epoch=1 seed=3 save_every=1"
     variables = {"nnUNet_ssl_options": options, "nnUNet_n_proc_DA": "0"}
     command = f"nnUNetv2_train 998 2d 1 -tr {TRAINER} -device cpu"
     folder = planned.results("2d", fold=1)
-    planned.run(command, **variables)
+    planned.run_warm(command, **variables)
     undisturbed = weights(folder / "checkpoint_final.pth")
     shutil.rmtree(folder)
 
-    process = planned.start(command, **variables)
+    process = planned.start(command, **variables)  # and not forked beside the others: no order of a set is theirs
     while "Epoch 2" not in "".join(file.read_text() for file in folder.glob("training_log*.txt")):
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (folder / "checkpoint_final.pth").exists()
-    planned.run(f"{command} --c", nnUNet_n_proc_DA="0")  # without the variable: the options are the checkpoint's
+    planned.run_warm(f"{command} --c", nnUNet_n_proc_DA="0")  # without the variable: the options are the checkpoint's
     again = weights(folder / "checkpoint_final.pth")
     assert undisturbed.keys() == again.keys()
     assert all(torch.equal(value, again[key]) for key, value in undisturbed.items())
@@ -167,7 +180,7 @@ def test_kill_in_mid_epoch_and_going_on_equals_an_undisturbed_run(planned):
     ],
 )
 def test_bad_options_end_in_one_sentence(planned, options, message):
-    output = planned.run(f"nnUNetv2_train 998 2d 2 -tr {TRAINER} -device cpu", 1, nnUNet_ssl_options=options)
+    output = planned.run_warm(f"nnUNetv2_train 998 2d 2 -tr {TRAINER} -device cpu", 1, nnUNet_ssl_options=options)
     assert message in output.strip().splitlines()[-1]
 
 
@@ -180,7 +193,8 @@ def test_labeled_image_among_the_unlabeled_is_found_by_its_voxels(trained):
     smuggled = raw / "imagesUn" / "other_0000.nii.gz"
     SimpleITK.WriteImage(image, str(smuggled), useCompression=True, compressionLevel=1)
     try:
-        output = trained.run(f"nnUNetv2_train 998 3d_fullres 0 -tr {TRAINER} -device cpu", 1, nnUNet_ssl_options=SHORT)
+        train = f"nnUNetv2_train 998 3d_fullres 0 -tr {TRAINER} -device cpu"
+        output = trained.run_warm(train, 1, nnUNet_ssl_options=SHORT)
     finally:
         smuggled.unlink()
     assert (
@@ -246,13 +260,13 @@ def test_real_hippocampus(tmp_path):
     """120 labeled and 80 unlabeled MRI of MSD Task04, by the README's commands."""
     place = make_workplace(tmp_path, "Dataset004_Hippocampus")
     shutil.copytree(SHARED_DATA / place.dataset, place.root / "raw" / place.dataset)
-    place.run("nnUNetv2_plan_and_preprocess -d 4 -c 2d 3d_fullres --verify_dataset_integrity -np 2 -npfp 2")
+    place.run_warm("nnUNetv2_plan_and_preprocess -d 4 -c 2d 3d_fullres --verify_dataset_integrity -np 2 -npfp 2")
     place.run("nnunet_ssl preprocess -d 4 -c 2d 3d_fullres -np 2")
     cases = sorted(file.name.split(".")[0] for file in (place.root / "raw" / place.dataset / "labelsTr").iterdir())
     splits = [{"train": cases[3:], "val": cases[:3]}]  # nnU-Net's 24 validation cases take minutes on a CPU
     (place.root / "preprocessed" / place.dataset / "splits_final.json").write_text(json.dumps(splits))
     short = "num_epochs=1 num_iterations_per_epoch=2 num_val_iterations_per_epoch=1 seed=1"
-    place.run(f"nnUNetv2_train 4 3d_fullres 0 -tr {TRAINER} -device cpu", nnUNet_ssl_options=short)
+    place.run_warm(f"nnUNetv2_train 4 3d_fullres 0 -tr {TRAINER} -device cpu", nnUNet_ssl_options=short)
     log = next(place.results("3d_fullres").glob("training_log*.txt")).read_text()
     assert "Unlabeled cases: 80" in log
     assert "This split has 117 training and 3 validation cases." in log

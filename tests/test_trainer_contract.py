@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pkgutil
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,8 +18,10 @@ from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.distributed import unwrap
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
+from tests import gloo_harness
 from tests.conftest import assert_equal_weights, make_trainer, parameters_of, tensors_of
 from tests.gloo_harness import CASE, settings_of_one_step
+from tests.warm_processes import WARM
 
 TRAINERS = sorted(module.name for module in pkgutil.iter_modules(nnunet_ssl.trainers.__path__))
 
@@ -260,14 +261,18 @@ def test_each_module_imports_alone():
     """In a process of its own, forked from one that has loaded what all of them need from elsewhere."""
     script = (
         "import os, sys, nnunet_ssl.training.dual_network_trainer, nnunet_ssl.training.teacher_student_trainer\n"
-        "for name in sys.argv[1:]:\n"
+        f"for name in {TRAINERS}:\n"
         "    if os.fork() == 0:\n"
         "        __import__(f'nnunet_ssl.trainers.{name}')\n"
         "        loaded = [m for m in sys.modules if m.startswith('nnunet_ssl.trainers.')]\n"
         "        os._exit(loaded != [f'nnunet_ssl.trainers.{name}'])\n"
         "    assert os.wait()[1] == 0, name\n"
     )
-    subprocess.run([sys.executable, "-c", script, *TRAINERS], check=True, timeout=120)
+    process = WARM.Process(target=exec, args=(script, {}))
+    process.start()
+    process.join(timeout=120)
+    process.kill()
+    assert process.exitcode == 0
 
 
 def test_every_trainer_is_in_the_readme_with_its_cost(trainer_class):
@@ -280,11 +285,11 @@ def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path):
     """Promise 7, over all trainers in one pair of processes: same weights, same teacher, same parts."""
     dataset = tiny_dataset(**dataclasses.asdict(CASE))
     report = tmp_path / "report.json"
-    harness = [sys.executable, "-m", "tests.gloo_harness", str(dataset.root), str(report), *TRAINERS]
-    subprocess.run(harness, check=True, timeout=600, cwd=Path(__file__).parent.parent)
+    gloo_harness.run(dataset.root, report, TRAINERS)
     for name, ranks in json.loads(report.read_text()).items():
         assert ranks[0] == ranks[1], name
         assert ranks[0]["steps"] == 4, name
+        assert ranks[0]["summed"] == [1, 2], name
         cases = ranks[0]["stopped_with"].rpartition(": ")[2]
         assert "the_bad_case" in cases, name
         assert "labeled0" not in cases.replace("unlabeled0", ""), f"{name} names cases of the healthy rank"
@@ -295,6 +300,10 @@ def assert_one_step_equals_one_process(dataset, trainer_class, folder: Path) -> 
     """Two processes with a sample each step as one process with both: wholly, or on labeled images."""
     kept = [torch.load(folder / f"{trainer_class.__name__}{rank}.pth", weights_only=False) for rank in (0, 1)]
     first, second = (one["batch"] for one in kept)
+    for batch in (first, second):
+        views = [value for value in batch["unlabeled"].values() if isinstance(value, torch.Tensor)]
+        sizes = {len(value) for value in (batch["data"], batch["keys"], *views, batch["unlabeled"]["keys"])}
+        assert sizes == {CASE.batch_size // 2}, "the plans' batch size is divided over the processes"
     batch = {
         "data": torch.cat([first["data"], second["data"]]),
         "target": [torch.cat(levels) for levels in zip(first["target"], second["target"], strict=True)],
