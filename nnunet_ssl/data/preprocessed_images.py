@@ -138,9 +138,15 @@ def read_json(file: Path) -> dict | None:
         return None
 
 
-def write_json_atomically(content: dict, file: Path) -> None:
-    """Write a json file so that a reader finds the old or the new one."""
+def write_json_atomically(content: dict | list, file: Path, indent: int = 1) -> None:
+    """Write a json file so that a reader finds the old or the new one, after a power cut too."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(content, indent=1))
-    unfinished.replace(file)
+    try:
+        with unfinished.open("w") as opened:
+            opened.write(json.dumps(content, indent=indent))
+            opened.flush()
+            os.fsync(opened.fileno())
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,17 +1,17 @@
 """Which unlabeled cases a fold trains on, and the guards that keep labeled cases out of them."""
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-from nnunet_ssl.data.preprocessed_images import Content, contents_of, image_file
+from nnunet_ssl.data.dataset_reader import DatasetReader
+from nnunet_ssl.data.identical_images import CACHE, identical_images, test_name
+from nnunet_ssl.data.preprocessed_images import Content, contents_of, image_file, open_image
+from nnunet_ssl.data.raw_files import RawDataset, some
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, read_stamp, state_folder
-
-RETRY = "After mending them: nnunet_ssl preprocess"
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,19 @@ class UnlabeledPool:
     Attributes:
         folders: the preprocessed folder in which each case lies.
         left_out: cases that could not be preprocessed, with the reason.
+        twins: training cases that are the same image as a validation case: "a = b".
     """
 
     folders: dict[str, Path]
     left_out: dict[str, str]
+    twins: list[str] = field(default_factory=list)
 
 
 def collect_pool(
     preprocessing: UnlabeledPreprocessing,
     labeled_folder: Path,
-    labeled: set[str],
+    train: list[str],
+    validation: list[str],
     named: list[str] | None,
     preprocess_missing: Callable[[list[str]], None],
 ) -> UnlabeledPool:
@@ -39,14 +42,16 @@ def collect_pool(
     Args:
         preprocessing: where images and preprocessed unlabeled cases lie.
         labeled_folder: nnU-Net's own preprocessed folder.
-        labeled: the training and validation cases of the fold.
+        train: the training cases of the fold.
+        validation: its validation cases.
         named: the fold's `unlabeled` cases in splits_final.json; None means all of `imagesUn`.
         preprocess_missing: called with the cases of `imagesUn` that are missing or stale.
 
     Raises:
-        ValueError: an empty pool, a case that is nowhere, a case that is also labeled (by name or content), a
-            channel count that differs.
+        ValueError: an empty pool, a case that is nowhere, a case that is also labeled (by name or content) or a test
+            case (by content), a channel count that differs.
     """
+    labeled = {*train, *validation}
     available = _available_cases(preprocessing)
     cases = available if named is None else named
     _refuse_shared_names(cases, labeled)
@@ -70,21 +75,35 @@ def collect_pool(
     contents = {case: stamps[case].content for case in usable if stamps[case] is not None}
     unstamped = [case for case in usable if case not in contents]
     contents |= contents_of(preprocessing.preprocessed, unstamped, state / "unlabeled_contents.json")
-    _refuse_shared_contents(contents, hidden, labeled_folder, labeled, state / "labeled_contents.json")
-    return UnlabeledPool(folders, left_out)
+    cache = state / "labeled_contents.json"
+    _refuse_shared_contents(contents, hidden, labeled_folder, labeled, cache)
+    _refuse_test_images(preprocessing, set(folders))
+    return UnlabeledPool(folders, left_out, training_twins(labeled_folder, train, validation, cache))
 
 
-def unlabeled_cases_of_fold(splits_file: Path, fold: int | str) -> list[str] | None:
-    """Return the cases under `unlabeled` of a fold in splits_final.json; None when the fold names none."""
-    if fold == "all" or not splits_file.exists():
-        return None
-    return json.loads(splits_file.read_text())[fold].get("unlabeled")
+def training_twins(labeled_folder: Path, train: list[str], validation: list[str], cache: Path) -> list[str]:
+    """Return which training cases are, voxel for voxel, a validation case under another name: "a = b".
+
+    Of preprocessed images; only those of equal shape are read.
+    """
+    sides = [
+        {case for case in cases if image_file(labeled_folder, case) is not None}
+        for cases in (set(train) - set(validation), set(validation) - set(train))
+    ]
+    shapes = [{case: tuple(open_image(labeled_folder, case).shape) for case in cases} for cases in sides]
+    common = set(shapes[0].values()) & set(shapes[1].values())
+    trained, validated = (contents_of(labeled_folder, sorted(cases), cache, common) for cases in sides)
+    case_of = {content: case for case, content in validated.items()}
+    return [f"{case} = {case_of[content]}" for case, content in trained.items() if content in case_of]
 
 
-def split_digest(train: Iterable[str], validation: Iterable[str], unlabeled: Iterable[str]) -> str:
-    """Return the first 12 hexadecimal digits of the SHA-256 of a fold's three lists of cases, whatever their order."""
-    lists = json.dumps([sorted(cases) for cases in (train, validation, unlabeled)])
-    return hashlib.sha256(lists.encode()).hexdigest()[:12]
+def twins_warning(twins: list[str], dataset: str) -> str:
+    """Return what there is to say, and do, about training cases that are the same image as a validation case."""
+    again = f"nnunet_ssl split {quote(dataset)} --labeled 100% --overwrite"
+    return (
+        f"training cases are the same image as a validation case, whose score is too good then: {some(twins)}. A split "
+        f"by nnunet_ssl keeps them on one side: {again}, or with the number of labeled patients that you want"
+    )
 
 
 def _available_cases(preprocessing: UnlabeledPreprocessing) -> list[str]:
@@ -102,7 +121,7 @@ def _find_hidden_cases(cases: list[str], labeled_folder: Path, images: Path) -> 
     if missing:
         raise ValueError(
             f"splits_final.json names unlabeled cases that are neither in {images} nor preprocessed in "
-            f"{labeled_folder}: {_some(missing)}"
+            f"{labeled_folder}: {some(missing)}"
         )
     return dict.fromkeys(cases, labeled_folder)
 
@@ -111,7 +130,7 @@ def _refuse_shared_names(cases: list[str], labeled: set[str]) -> None:
     shared = sorted(labeled.intersection(cases))
     if shared:
         raise ValueError(
-            f"{_some(shared)}: unlabeled and at the same time a training or validation case of this fold. Take "
+            f"{some(shared)}: unlabeled and at the same time a training or validation case of this fold. Take "
             "them out of imagesUn, or out of this fold's lists in splits_final.json"
         )
 
@@ -119,7 +138,7 @@ def _refuse_shared_names(cases: list[str], labeled: set[str]) -> None:
 def _refuse_wrong_channels(problems: list[str]) -> None:
     if problems:
         raise ValueError(
-            f"unlabeled images do not fit the data set: {_some(problems)}. Take them out of imagesUn, or give them "
+            f"unlabeled images do not fit the data set: {some(problems)}. Take them out of imagesUn, or give them "
             "the data set's channels"
         )
 
@@ -135,8 +154,27 @@ def _refuse_shared_contents(
     pairs = [f"{case} = {case_of[content]}" for case, content in contents.items() if content in case_of]
     if pairs:
         raise ValueError(
-            f"unlabeled cases are the same image as a training or validation case of this fold: {_some(pairs)}. Take "
+            f"unlabeled cases are the same image as a training or validation case of this fold: {some(pairs)}. Take "
             "them out of imagesUn, or out of this fold's lists in splits_final.json"
+        )
+
+
+def _refuse_test_images(preprocessing: UnlabeledPreprocessing, cases: set[str]) -> None:
+    """Compare the voxels of unlabeled and test images, where the raw data set is at hand."""
+    folder = preprocessing.images.parent
+    if not (folder / "dataset.json").is_file() or not (folder / "imagesTs").is_dir():
+        return
+    raw = RawDataset.open(folder)
+    unlabeled = {case: files for name in ("imagesTr", "imagesUn") for case, files in raw.images(name).items()}
+    files = {case: files for case, files in unlabeled.items() if case in cases}
+    test = {test_name(case): files for case, files in raw.images("imagesTs").items()}
+    reader = DatasetReader.of_plans(preprocessing.plans)
+    groups = identical_images(files | test, reader, preprocessing.preprocessed.parent / CACHE)
+    pairs = [" = ".join(names) for names in groups if {*names} & {*files} and {*names} & {*test}]
+    if pairs:
+        raise ValueError(
+            f"unlabeled cases are the same image as a test case: {some(pairs)}. Take them out of imagesUn, out of "
+            "imagesTs, or out of this fold's unlabeled cases in splits_final.json"
         )
 
 
@@ -145,7 +183,8 @@ def _empty_pool_message(
 ) -> str:
     if left_out:
         case, problem = next(iter(left_out.items()))
-        return f"none of the {len(left_out)} unlabeled images can be used; {case}: {problem}. {RETRY}"
+        retry = f"After mending them: {preprocessing.command}"
+        return f"none of the {len(left_out)} unlabeled images can be used; {case}: {problem}. {retry}"
     if named is not None:
         return "splits_final.json lists no case under `unlabeled` for this fold: name some, or drop the key"
     ending = preprocessing.dataset_json["file_ending"]
@@ -153,8 +192,3 @@ def _empty_pool_message(
         f"there are no unlabeled images: put them into {preprocessing.images} as CASE_0000{ending}, or name "
         "preprocessed cases under `unlabeled` in splits_final.json"
     )
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

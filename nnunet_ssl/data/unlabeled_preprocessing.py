@@ -4,29 +4,25 @@
 temporary files lie in a folder beside it, because nnU-Net infers format and cases from a folder's listing.
 """
 
-import errno
 import hashlib
 import json
-import multiprocessing
-import re
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from tqdm import tqdm
 
-from nnunet_ssl.data.image_files import refuse_damaged_nifti
+from nnunet_ssl.data.dataset_reader import DatasetReader, WrongChannelCountError, refuse_unusable
+from nnunet_ssl.data.image_files import fault_of_the_machine, refuse_damaged
+from nnunet_ssl.data.in_processes import in_processes
 from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, read_json, write_json_atomically
-
-FAULTS_OF_THE_MACHINE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # no fault of the image: try again
+from nnunet_ssl.data.raw_files import channel_names, channel_problem, unlabeled_images, unused_files, with_sidecars
 
 
 @dataclass(frozen=True)
@@ -47,21 +43,23 @@ class UnlabeledPreprocessing:
     images: Path
     preprocessed: Path
 
+    @property
+    def command(self) -> str:
+        """The command that preprocesses what is outdated, and tries again what could not be preprocessed."""
+        names = (self.plans["dataset_name"], self.configuration, self.plans["plans_name"])
+        return "nnunet_ssl preprocess -d {} -c {} -p {}".format(*map(quote, names))
+
     def image_files(self) -> dict[str, list[Path]]:
         """Return the files of each case, channels in order.
 
         Raises:
             ValueError: a file with the data set's ending is not named CASE_0000.
         """
-        ending = self.dataset_json["file_ending"]
-        name = re.compile(rf"(?P<case>.+)_\d{{4}}{re.escape(ending)}")
-        files: dict[str, list[Path]] = {}
-        for file in sorted(self.images.glob(f"*{ending}")) if self.images.is_dir() else []:
-            match = name.fullmatch(file.name)
-            if match is None:
-                raise ValueError(f"{file} is not named as nnU-Net names images: CASE_0000{ending} (channel 0 of CASE)")
-            files.setdefault(match["case"], []).append(file)
-        return files
+        return unlabeled_images(self.images, self.dataset_json["file_ending"])
+
+    def unused_files(self) -> str:
+        """Return one sentence about what lies in `imagesUn` and is not used; empty if all is."""
+        return unused_files(self.images, self.dataset_json["file_ending"])
 
     def outdated(self, cases: Iterable[str] | None = None, retry_problems: bool = False) -> list[str]:
         """Return the cases that have to be preprocessed: new, changed, or made with other settings.
@@ -97,9 +95,10 @@ class UnlabeledPreprocessing:
         with _locked(state_folder(self.preprocessed) / "lock"):
             todo = self.outdated(cases, retry_problems)
             self.preprocessed.mkdir(parents=True, exist_ok=True)
-            with tqdm(total=len(todo), desc=f"Preprocessing unlabeled cases ({self.configuration})") as bar:
-                for _ in self._run_cases(todo, num_processes):
-                    bar.update()
+            files = self.image_files()
+            title = f"Preprocessing unlabeled cases ({self.configuration})"
+            for _ in in_processes(partial(_preprocess_case, self), [(c, files[c]) for c in todo], num_processes, title):
+                pass
         stamps = {case: read_stamp(self.preprocessed, case) for case in cases}
         return {case: stamp.problem for case, stamp in stamps.items() if stamp is not None and stamp.problem}
 
@@ -116,7 +115,7 @@ class UnlabeledPreprocessing:
                     "transpose_forward": plans.transpose_forward,
                     "image_reader_writer": self.plans["image_reader_writer"],
                     "intensity_properties": plans.foreground_intensity_properties_per_channel,
-                    "channel_names": _channel_names(self.dataset_json),
+                    "channel_names": channel_names(self.dataset_json),
                 }
             )
         )
@@ -124,6 +123,7 @@ class UnlabeledPreprocessing:
     def _is_of(self, stamp: "Stamp", case: str, files: list[Path]) -> bool:
         """Compare by name, size and time first; a file that was only touched is read, and its new time is kept."""
         try:
+            files = with_sidecars(files)
             if [mark[:2] for mark in stamp.files] != [[file.name, file.stat().st_size] for file in files]:
                 return False
             if [mark[2] for mark in stamp.files] == [file.stat().st_mtime_ns for file in files]:
@@ -136,25 +136,6 @@ class UnlabeledPreprocessing:
         with suppress(OSError):  # a folder that is only read
             write_json_atomically(asdict(replace(stamp, files=marks)), _stamp_file(self.preprocessed, case))
         return True
-
-    def _run_cases(self, cases: list[str], num_processes: int) -> Iterator[None]:
-        workers = min(num_processes, len(cases))
-        files = self.image_files()
-        if workers <= 1:
-            for case in cases:
-                _preprocess_case(self, case, files[case])
-                yield
-            return
-        try:
-            with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
-                jobs = [executor.submit(_preprocess_case, self, case, files[case]) for case in cases]
-                for job in as_completed(jobs):
-                    yield job.result()
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"a worker that preprocessed unlabeled images was killed, most often for want of memory; what is done "
-                f"is kept: try fewer processes (nnunet_ssl preprocess -np {max(1, workers // 2)})"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -176,10 +157,6 @@ class Stamp:
     wrong_channel_count: bool = False
 
 
-class WrongChannelCountError(ValueError):
-    """An image has another number of channels than the data set."""
-
-
 def folder_of(dataset_folder: Path, data_identifier: str) -> Path:
     """Return where the unlabeled cases of a data set lie, given its folder in `nnUNet_preprocessed`."""
     return dataset_folder / f"{data_identifier}_unlabeled"
@@ -191,17 +168,20 @@ def state_folder(preprocessed: Path) -> Path:
 
 
 def read_stamp(preprocessed: Path, case: str) -> Stamp | None:
-    """Return what a case was made from; None if it was never finished."""
+    """Return what a case was made from; None if it was never finished, or nobody can read it."""
     stamp = read_json(_stamp_file(preprocessed, case))
     if stamp is None:
         return None
-    if stamp["content"] is not None:
-        stamp["content"] = Content(tuple(stamp["content"]["shape"]), stamp["content"]["digest"])
-    return Stamp(**stamp)
+    with suppress(KeyError, TypeError):
+        if stamp["content"] is not None:
+            stamp["content"] = Content(tuple(stamp["content"]["shape"]), stamp["content"]["digest"])
+        return Stamp(**stamp)
+    return None
 
 
-def _preprocess_case(job: UnlabeledPreprocessing, case: str, files: list[Path]) -> None:
-    """Preprocess one case; its files appear whole or not at all, and the stamp last."""
+def _preprocess_case(job: UnlabeledPreprocessing, named: tuple[str, list[Path]]) -> None:
+    """Preprocess one case, its name and files; what it becomes appears whole or not at all, and the stamp last."""
+    case, files = named
     stamp_file = _stamp_file(job.preprocessed, case)
     stamp_file.unlink(missing_ok=True)
     temporary = state_folder(job.preprocessed) / "unfinished" / case
@@ -209,14 +189,14 @@ def _preprocess_case(job: UnlabeledPreprocessing, case: str, files: list[Path]) 
     temporary.mkdir(parents=True)
     marks: list[list[Any]] = []
     try:
-        marks = [_mark(file) for file in files]
+        marks = [_mark(file) for file in with_sidecars(files)]
         content = _preprocess_into(temporary, job, case, files)
         # The image last: its presence is what makes nnU-Net list a case.
         for file in sorted(temporary.iterdir(), key=lambda file: file.name == f"{case}.b2nd"):
             file.replace(job.preprocessed / file.name)
         stamp = Stamp(job.settings(), marks, content)
     except Exception as error:  # noqa: BLE001 - readers raise anything, and one bad image must not stop the others
-        if isinstance(error, MemoryError | ImportError) or getattr(error, "errno", None) in FAULTS_OF_THE_MACHINE:
+        if fault_of_the_machine(error):
             raise
         problem = " ".join(str(error).split()) or type(error).__name__
         wrong_channel_count = isinstance(error, WrongChannelCountError)
@@ -226,30 +206,22 @@ def _preprocess_case(job: UnlabeledPreprocessing, case: str, files: list[Path]) 
 
 
 def _preprocess_into(folder: Path, job: UnlabeledPreprocessing, case: str, files: list[Path]) -> Content:
-    names = _channel_names(job.dataset_json)
-    if len(files) > len(names):
-        raise WrongChannelCountError(_channel_problem(len(files), names))
+    if problem := channel_problem(files, job.dataset_json):
+        raise WrongChannelCountError(problem)
     for file in files:
-        refuse_damaged_nifti(file)
+        refuse_damaged(file)
     plans = PlansManager(job.plans)
     configuration = plans.get_configuration(job.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
     paths = [str(file) for file in files]
-    preprocessor.run_case_save(str(folder / case), paths, None, plans, configuration, job.dataset_json)
+    try:
+        preprocessor.run_case_save(str(folder / case), paths, None, plans, configuration, job.dataset_json)
+    except (IndexError, KeyError, AssertionError, RuntimeError):  # nnU-Net's words for another number of channels
+        refuse_unusable(DatasetReader.of_plans(job.plans).read_channels(files)[0], job.dataset_json)
+        raise
     image = open_image(folder, case)[:]
-    if image.shape[0] != len(names):
-        raise WrongChannelCountError(_channel_problem(image.shape[0], names))
-    if not np.isfinite(image).all():
-        raise ValueError("the image holds values that are not finite (NaN or infinite)")
+    refuse_unusable(image, job.dataset_json)
     return content_of(image)
-
-
-def _channel_names(dataset_json: dict) -> list[str]:
-    return list(dataset_json.get("channel_names", dataset_json.get("modality")).values())
-
-
-def _channel_problem(found: int, names: list[str]) -> str:
-    return f"it has {found} channel(s), the data set has {len(names)} ({', '.join(names)})"
 
 
 def _stamp_file(preprocessed: Path, case: str) -> Path:

@@ -1,15 +1,12 @@
 """The cases of a raw data set: which there are, and which classes they hold."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import SimpleITK
 from tqdm import tqdm
 
-from nnunet_ssl.data.image_files import read_image
-from nnunet_ssl.splits.hiding import file_ending
+from nnunet_ssl.data.dataset_reader import DatasetReader
+from nnunet_ssl.data.raw_files import RawDataset, channel_problem, some, unlabeled_images
 
 
 @dataclass(frozen=True)
@@ -19,7 +16,7 @@ class RawCases:
     Attributes:
         labeled: with a file in labelsTr.
         unlabeled: with images in imagesUn.
-        hidden: with a label in labelsHidden; they are among the unlabeled.
+        hidden: with a label in labelsHidden.
         test: with images in imagesTs.
     """
 
@@ -29,31 +26,43 @@ class RawCases:
     test: list[str]
 
     @classmethod
-    def of(cls, dataset: Path) -> "RawCases":
-        """List the folders of a data set."""
-        ending = file_ending(dataset)
-        folders = ("labelsTr", "imagesUn", "labelsHidden", "imagesTs")
-        names = [{file.name.removesuffix(ending) for file in (dataset / name).glob(f"*{ending}")} for name in folders]
-        for index in (1, 3):  # images: without the number of the channel
-            names[index] = {name[:-5] for name in names[index]}
-        return cls(*map(sorted, names))
+    def of(cls, raw: RawDataset) -> "RawCases":
+        """List the folders of a data set.
+
+        Raises:
+            ValueError: a file of imagesUn is not named as a channel of a case, or a case has other channels.
+        """
+        labels, hidden = raw.labels(), raw.labels("labelsHidden")
+        unlabeled = unlabeled_images(raw.folder / "imagesUn", raw.ending)
+        # The files of a hidden case may be on their way.
+        foreign = {case: files for case, files in unlabeled.items() if case not in hidden}
+        found = {case: channel_problem(files, raw.dataset_json) for case, files in foreign.items()}
+        problems = [f"{case}: {problem}" for case, problem in found.items() if problem]
+        if problems:
+            raise ValueError(f"imagesUn holds cases that do not fit the data set: {some(problems, most=2)}")
+        return cls(*map(sorted, (labels, unlabeled, hidden, raw.images("imagesTs"))))
+
+    @property
+    def with_label(self) -> list[str]:
+        """The cases that have a label, hidden or not."""
+        return sorted({*self.labeled, *self.hidden})
 
     def all(self) -> list[str]:
         """Return all cases that can be in a split."""
         return sorted({*self.labeled, *self.unlabeled, *self.hidden})
 
 
-def classes_of_cases(dataset: Path) -> dict[str, frozenset[int]]:
-    """Return the label values, without background and ignore label, in every label file of a raw data set.
+def classes_of_cases(raw: RawDataset) -> dict[str, frozenset[int]]:
+    """Return the label values, without background and ignore label, in every label file, hidden or not.
 
     Raises:
-        ValueError: a label file is damaged.
+        ValueError: a label file is damaged, or holds a value that is no whole number.
     """
-    ending = file_ending(dataset)
-    no_class = {0, json.loads((dataset / "dataset.json").read_text())["labels"].get("ignore")}
-    files = sorted((dataset / "labelsTr").glob(f"*{ending}"))
+    no_class = {0, raw.dataset_json["labels"].get("ignore")}
+    files = raw.labels("labelsHidden") | raw.labels()
+    reader = DatasetReader.of_raw(raw)
     classes = {}
-    for file in tqdm(files, desc="Reading labels"):
-        values = np.unique(SimpleITK.GetArrayFromImage(read_image(file)))
-        classes[file.name.removesuffix(ending)] = frozenset(int(value) for value in values if value not in no_class)
+    for case, file in tqdm(sorted(files.items()), desc="Reading labels"):
+        values = np.unique(reader.read_labels(file).array).tolist()
+        classes[case] = frozenset(value for value in values if value not in no_class)
     return classes

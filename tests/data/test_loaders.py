@@ -1,3 +1,4 @@
+import itertools
 import multiprocessing
 
 import numpy as np
@@ -60,6 +61,16 @@ def test_patches_come_from_everywhere(tiny_dataset):
 
 def test_only_the_views_asked_for_are_made(tiny_dataset):
     assert next(loaders(tiny_dataset(), views=("weak",))[1]).keys() == {"weak", "keys"}
+
+
+def test_each_view_stands_under_its_own_name(tiny_dataset):
+    dataset = tiny_dataset(batch_size=3)
+    _, unlabeled = loaders(dataset, views=("second_strong", "weak", "strong"))
+    added = itertools.cycle([1.0, 2.0])  # to the strong view, to the second one
+    unlabeled.transforms.intensity = lambda image, **sample: {"image": image + next(added), **sample}
+    batch = next(unlabeled)
+    assert torch.equal(batch["strong"], batch["weak"] + 1.0)
+    assert torch.equal(batch["second_strong"], batch["weak"] + 2.0)
 
 
 def test_no_label_in_an_unlabeled_batch(tiny_dataset):

@@ -1,8 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 import SimpleITK
 
-from nnunet_ssl.data.preprocessed_images import UnlabeledDataset, content_of, open_image
+from nnunet_ssl.data import preprocessed_images
+from nnunet_ssl.data.preprocessed_images import UnlabeledDataset, content_of, contents_of, open_image
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 
 
@@ -54,3 +57,38 @@ def test_other_formats_of_nnunet(tmp_path, ending):
     else:
         np.savez(tmp_path / "case.npz", data=voxels, seg=voxels)
     np.testing.assert_array_equal(open_image(tmp_path, "case"), voxels)
+
+
+def write_image(file, voxels, nanoseconds):
+    np.save(file, voxels)
+    os.utime(file, ns=(nanoseconds, nanoseconds))
+
+
+@pytest.mark.parametrize(
+    ("shape", "later"), [((1, 2, 2), 10**9), ((1, 2, 2), -(10**9)), ((1, 2, 2), 1000), ((1, 2, 3), 0)]
+)
+def test_remembered_content_of_a_changed_image_is_read_again(tmp_path, shape, later):
+    """Changed is what has another time of change, to less than a second, or another size."""
+    image, cache, now = tmp_path / "case.npy", tmp_path / "state" / "contents.json", 10**18
+    write_image(image, np.zeros((1, 2, 2)), now)
+    assert contents_of(tmp_path, ["case"], cache) == {"case": content_of(np.zeros((1, 2, 2)))}
+    write_image(image, np.ones(shape), now + later)
+    for _ in range(2):
+        assert contents_of(tmp_path, ["case"], cache) == {"case": content_of(np.ones(shape))}
+
+
+def test_content_of_an_unchanged_image_is_read_once(tmp_path, monkeypatch):
+    cache, read = tmp_path / "contents.json", []
+    monkeypatch.setattr(preprocessed_images, "content_of", lambda image: read.append(image) or content_of(image))
+    for i in range(3):
+        write_image(tmp_path / f"case{i}.npy", np.full((1, 2, 2), i), 10**18)
+    few = contents_of(tmp_path, ["case0", "case1"], cache)
+    assert contents_of(tmp_path, ["case0", "case1", "case2"], cache).items() >= few.items()
+    assert contents_of(tmp_path, ["case0"], cache) == {"case0": few["case0"]}
+    assert len(read) == 3
+
+
+def test_images_of_other_shapes_are_left_out_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(preprocessed_images, "content_of", None)
+    write_image(tmp_path / "case.npy", np.zeros((1, 2, 2)), 10**18)
+    assert contents_of(tmp_path, ["case"], tmp_path / "contents.json", shapes={(1, 2, 3)}) == {}

@@ -1,8 +1,10 @@
+import json
 import shutil
 
 import pytest
 
-from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, unlabeled_cases_of_fold
+from nnunet_ssl.data.split_file import unlabeled_cases_of_fold
+from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, twins_warning
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
 from tests.data.test_unlabeled_preprocessing import write_image
 
@@ -22,7 +24,8 @@ def preprocessing_of(dataset) -> UnlabeledPreprocessing:
 
 def collect(dataset, named=None, labeled=LABELED) -> UnlabeledPool:
     job = preprocessing_of(dataset)
-    return collect_pool(job, dataset.labeled_folder, labeled, named, lambda cases: job.run(1, cases) and None)
+    train, validation = sorted(labeled)[:-1], sorted(labeled)[-1:]
+    return collect_pool(job, dataset.labeled_folder, train, validation, named, lambda cases: job.run(1, cases) and None)
 
 
 def test_all_images_are_the_pool_and_are_preprocessed_on_first_use(tiny_dataset):
@@ -136,3 +139,62 @@ def test_unlabeled_key_of_a_fold(tiny_dataset):
     assert unlabeled_cases_of_fold(file, 0) is None
     assert unlabeled_cases_of_fold(file, 1) == ["a"]
     assert unlabeled_cases_of_fold(file, "all") is None
+
+
+def copy_case(dataset, source: str, target: str) -> None:
+    for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+        shutil.copy(dataset.labeled_folder / f"{source}{ending}", dataset.labeled_folder / f"{target}{ending}")
+
+
+@pytest.mark.parametrize("twin", ["labeled0", "labeled2"])
+def test_unlabeled_twins_of_training_and_validation_cases_are_refused(tiny_dataset, twin):
+    dataset = tiny_dataset()
+    copy_case(dataset, twin, "labeled3")
+    with pytest.raises(ValueError, match=f"same image as a training or validation case .*: labeled3 = {twin}"):
+        collect(dataset, named=["labeled3"])
+
+
+@pytest.mark.parametrize("folder", ["imagesUn", "imagesTr"])
+def test_unlabeled_twins_of_test_cases_are_refused(tiny_dataset, folder):
+    """The test set is not preprocessed: raw images are compared."""
+    dataset = tiny_dataset()
+    raw = dataset.images_un.parent
+    raw.mkdir()
+    (raw / "dataset.json").write_text(json.dumps(dataset.case.dataset_json()))
+    case = "scan0" if folder == "imagesUn" else "labeled3"
+    write_image(dataset.images_un / "other_0000.nii.gz", seed=1)
+    write_image(raw / folder / f"{case}_0000.nii.gz", seed=2)
+    write_image(raw / "imagesTs" / "test7_0000.nii.gz", seed=3)
+    assert case in collect(dataset, named=[case, "other"]).folders
+    shutil.copy(raw / folder / f"{case}_0000.nii.gz", raw / "imagesTs" / "test7_0000.nii.gz")
+    with pytest.raises(ValueError, match=rf"same image as a test case: {case} = test7 \(imagesTs\)\. Take"):
+        collect(dataset, named=[case, "other"])
+    assert list(collect(dataset, named=["other"]).folders) == ["other"]
+
+
+@pytest.mark.parametrize("training", ["labeled0", "labeled1"])
+def test_training_twins_of_validation_cases_are_told(tiny_dataset, training):
+    dataset = tiny_dataset()
+    assert collect(dataset).twins == []
+    copy_case(dataset, training, "labeled2")
+    assert collect(dataset).twins == [f"{training} = labeled2"]
+    said = twins_warning([f"{training} = labeled2"], "Dataset999_Tiny")
+    assert "nnunet_ssl split Dataset999_Tiny --labeled 100% --overwrite" in said
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["site_0001", "site_0007"], "site: it has 2 channel(s), the data set has 1 (MRI), numbered 0000 and so on"),
+        (["scan_0003"], "scan: it has 1 channel(s), the data set has 1 (MRI), numbered 0000 and so on, not 0003"),
+        (["p_0000", "p_0001"], "if p_0001.nii.gz is a case of its own, name it p_0001_0000.nii.gz"),
+    ],
+)
+def test_patients_that_are_named_like_channels_are_refused(tiny_dataset, names, says):
+    dataset = tiny_dataset()
+    write_image(dataset.images_un / "good_0000.nii.gz")
+    for seed, name in enumerate(names, start=1):
+        write_image(dataset.images_un / f"{name}.nii.gz", seed=seed)
+    with pytest.raises(ValueError, match="unlabeled images do not fit the data set") as raised:
+        collect(dataset)
+    assert says in str(raised.value)

@@ -2,14 +2,18 @@ import errno
 import json
 import multiprocessing
 import os
+import time
+from functools import partial
 
 import numpy as np
 import pytest
 import SimpleITK
+import tifffile
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_ssl.data.in_processes import in_processes
 from nnunet_ssl.data.preprocessed_images import open_image
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, read_stamp, state_folder
 
@@ -140,7 +144,16 @@ def test_truncated_uncompressed_nifti_is_named(job):
 
 def test_wrong_channel_count_is_told_apart(job):
     write_image(job.images / "scan0_0001.nii.gz")
-    assert job.run(1) == {"scan0": "it has 2 channel(s), the data set has 1 (MRI)"}
+    assert job.run(1)["scan0"].startswith("it has 2 channel(s), the data set has 1 (MRI), numbered")
+    assert read_stamp(job.preprocessed, "scan0").wrong_channel_count
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 14, 16), (3, 12, 14, 16)])
+def test_one_file_with_several_channels_is_told_apart(job, shape):
+    """nnU-Net's preprocessor has its own words for it: list index out of range."""
+    image = SimpleITK.GetImageFromArray(np.ones(shape, np.float32), isVector=False)
+    SimpleITK.WriteImage(image, str(job.images / "scan0_0000.nii.gz"))
+    assert job.run(1) == {"scan0": f"it has {shape[0]} channel(s), the data set has 1 (MRI)"}
     assert read_stamp(job.preprocessed, "scan0").wrong_channel_count
 
 
@@ -198,3 +211,49 @@ def test_several_processes_at_once_share_the_work(job):
 
 def run_job(job: UnlabeledPreprocessing) -> dict:
     return job.run(1)
+
+
+@pytest.mark.parametrize("change", ["spacing", "removed", "added"])
+def test_spacing_file_of_a_tiff_is_stamped_with_its_image(tiny_dataset, change):
+    """CASE.json is part of the case: another spacing makes the case outdated, and no other."""
+    dataset = tiny_dataset()
+    plans = dataset.case.plans() | {"image_reader_writer": "Tiff3DIO"}
+    dataset_json = dataset.case.dataset_json() | {"file_ending": ".tif"}
+    job = UnlabeledPreprocessing(plans, "3d_fullres", dataset_json, dataset.images_un, dataset.unlabeled_folder)
+    dataset.images_un.mkdir(parents=True)
+    for case in ("a", "b"):
+        voxels = np.random.default_rng(0).normal(100, 20, (12, 14, 16)).astype(np.float32)
+        tifffile.imwrite(dataset.images_un / f"{case}_0000.tif", voxels)
+        if change != "added" or case == "b":
+            (dataset.images_un / f"{case}.json").write_text(json.dumps({"spacing": [2.0, 1.0, 1.0]}))
+    assert job.run(1) == {}
+    assert open_image(job.preprocessed, "b").shape == (1, 24, 14, 16)
+    if change == "removed":
+        (dataset.images_un / "a.json").unlink()
+    else:
+        (dataset.images_un / "a.json").write_text(json.dumps({"spacing": [3.0, 1.0, 1.0]}))
+    assert job.outdated() == ["a"]
+    assert job.run(1) == {}
+    assert open_image(job.preprocessed, "a").shape == (1, 12 if change == "removed" else 36, 14, 16)
+    assert job.outdated() == []
+
+
+def test_interrupted_in_several_processes_it_ends_at_once_and_keeps_what_is_finished(job, monkeypatch):
+    """Ctrl-C reaches the parent: what waits is not begun, the workers end, and finished cases count."""
+    for i in range(3, 40):
+        write_image(job.images / f"scan{i:02d}_0000.nii.gz", seed=i)
+    results = in_processes(
+        partial(preprocess_slowly, job), list(job.image_files().items()), 2, "Preprocessing unlabeled cases"
+    )
+    started = time.monotonic()
+    next(results)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)
+    assert time.monotonic() - started < 20
+    assert not multiprocessing.active_children()
+    assert 1 <= 40 - len(job.outdated()) < 12
+
+
+def preprocess_slowly(job: UnlabeledPreprocessing, named: tuple) -> None:
+    time.sleep(0.3)
+    job.run(1, [named[0]])

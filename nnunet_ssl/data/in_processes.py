@@ -1,0 +1,55 @@
+"""Doing the same work for many items, several at once, so that an interruption ends it at once."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def in_processes(
+    work: Callable[[Item], Result], items: Sequence[Item], num_processes: int, title: str
+) -> Iterator[Result]:
+    """Yield what `work` returns for each item, in order, with a bar; in this process if one is enough.
+
+    Whatever ends it (an error, Ctrl-C, nobody asking for more) ends the workers too, without the items that wait.
+
+    Raises:
+        RuntimeError: a worker process was killed.
+    """
+    workers = min(num_processes, len(items))
+    with tqdm(total=len(items), desc=title) as bar:
+        for result in map(work, items) if workers <= 1 else _in_workers(work, items, workers, title):
+            bar.update()
+            yield result
+
+
+def _in_workers(work: Callable[[Item], Result], items: Sequence[Item], workers: int, title: str) -> Iterator[Result]:
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_parent) as executor:
+        try:
+            for job in [executor.submit(work, item) for item in items]:
+                yield job.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"{title}: a worker process was killed, most often for want of memory: try fewer "
+                f"processes than {workers} (-np, or nnUNet_def_n_proc in a training)"
+            ) from error
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            workers_left = set(multiprocessing.active_children()) - others
+            for worker in workers_left:
+                worker.terminate()
+            for worker in workers_left:
+                worker.join()
+            raise
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,38 @@
+"""Whose each case is: what a regular expression finds in the case ids."""
+
+import re
+from collections.abc import Iterable
+
+
+def groups_of(cases: Iterable[str], pattern: str) -> dict[str, str]:
+    """Return the group of each case: what the pattern's first group (or, without one, its match) is in the id.
+
+    Raises:
+        ValueError: the pattern is no regular expression, or does not occur in a case's id.
+    """
+    found = groups_where_they_occur(cases, pattern)
+    for case, group in found.items():
+        if group is None:
+            raise ValueError(f"the pattern {pattern!r} does not occur in the case id {case}")
+    return found
+
+
+def patients_of(cases: Iterable[str], pattern: str | None) -> dict[str, str]:
+    """Return the patient of each case as `groups_of` does; a case in which the pattern finds none is its own.
+
+    Raises:
+        ValueError: the pattern is no regular expression.
+    """
+    if pattern is None:
+        return {case: case for case in cases}
+    return {case: group or case for case, group in groups_where_they_occur(cases, pattern).items()}
+
+
+def groups_where_they_occur(cases: Iterable[str], pattern: str) -> dict[str, str | None]:
+    """Return the group of each case as `groups_of` does, None where the pattern does not occur."""
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    matches = {case: compiled.search(case) for case in cases}
+    return {case: match and match[1 if compiled.groups else 0] for case, match in matches.items()}

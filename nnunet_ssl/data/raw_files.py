@@ -1,0 +1,238 @@
+"""Which files of a raw data set belong to which case."""
+
+import copy
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+TIFF_ENDINGS = (".tif", ".tiff")  # beside an image of these nnU-Net reads the spacing from CASE.json
+CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A data set in `nnUNet_raw`: its folder, and what its dataset.json says.
+
+    Its key `dataset`, by which nnU-Net lets the training cases lie elsewhere, is heeded in reading.
+    """
+
+    folder: Path
+    dataset_json: dict
+
+    @classmethod
+    def open(cls, folder: Path) -> "RawDataset":
+        """Read dataset.json.
+
+        Raises:
+            ValueError: it is not there, damaged, or lacks a key that nnU-Net needs.
+        """
+        content = read_dataset_json(folder / "dataset.json")
+        channel_names(content, folder / "dataset.json")
+        return cls(folder, content)
+
+    @property
+    def ending(self) -> str:
+        """The ending of its files, for example ".nii.gz"."""
+        return self.dataset_json["file_ending"]
+
+    @property
+    def lies_elsewhere(self) -> bool:
+        """Whether the training cases lie where the key `dataset` says."""
+        return "dataset" in self.dataset_json
+
+    @cached_property
+    def _elsewhere(self) -> dict[str, dict]:
+        """The files of each case by the key `dataset`; a ValueError if it is not as nnU-Net wants it."""
+        where, cases = f"the key 'dataset' of {self.folder / 'dataset.json'}", self.dataset_json["dataset"]
+        if not isinstance(cases, dict) or not cases:
+            raise ValueError(f"{where} names no case: it is {{CASE: {{'images': [...], 'label': ...}}, ...}}")
+        for case, files in cases.items():
+            images = files.get("images") if isinstance(files, dict) else None
+            if not isinstance(images, list) or not images or not isinstance(files.get("label"), str):
+                raise ValueError(f"{where} has for {case} {files!r:.80}, expected {{'images': [...], 'label': ...}}")
+        return get_filenames_of_train_images_and_targets(str(self.folder), copy.deepcopy(self.dataset_json))
+
+    def labels(self, name: str = "labelsTr") -> dict[str, Path]:
+        """Return the label file of every case of labelsTr, labelsTs or labelsHidden."""
+        if name == "labelsTr" and self.lies_elsewhere:
+            return {case: Path(files["label"]) for case, files in sorted(self._elsewhere.items())}
+        return {file.name.removesuffix(self.ending): file for file in files_in(self.folder / name, self.ending)}
+
+    def images(self, name: str = "imagesTr") -> dict[str, list[Path]]:
+        """Return the image files of every case of imagesTr, imagesUn or imagesTs, channels in order."""
+        if name == "imagesTr" and self.lies_elsewhere:
+            return {case: list(map(Path, files["images"])) for case, files in sorted(self._elsewhere.items())}
+        return images_in(self.folder / name, self.ending)
+
+    def image_of(self, case: str) -> list[Path]:
+        """Return the image files of a case, wherever it lies in the data set; empty if nowhere."""
+        return next((found[case] for name in ("Tr", "Ts", "Un") if case in (found := self.images(f"images{name}"))), [])
+
+
+def read_dataset_json(file: Path) -> dict:
+    """Return what a dataset.json holds.
+
+    Raises:
+        ValueError: it is not there, no JSON, or lacks a key that nnU-Net needs.
+    """
+    content = read_json_file(file)
+    for key in ("labels", "file_ending"):
+        if key not in content:
+            raise ValueError(f"{file} has no key {key!r}, which nnU-Net needs: see nnU-Net's dataset format")
+    labels, ending = content["labels"], content["file_ending"]
+    if not isinstance(labels, dict):
+        raise ValueError(f"{file}: 'labels' are names with their values, got {labels!r:.60}")
+    for name, value in labels.items():
+        values = value if isinstance(value, list) and value and name != "ignore" else [value]
+        if not all(type(one) is int for one in values):
+            raise ValueError(
+                f"{file}: 'labels' are names with whole numbers, or lists of them, such as "
+                f'{{"background": 0, "organ": 1}}, got {value!r:.60} for {name!r}'
+            )
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise ValueError(f"{file}: 'file_ending' is written with its dot, such as \".nii.gz\", got {ending!r:.60}")
+    try:
+        re.compile(content.get("patient_pattern", ""))
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{file}: 'patient_pattern' is no regular expression ({error})") from None
+    return content
+
+
+def read_json_file(file: Path) -> dict:
+    """Return what a json file holds.
+
+    Raises:
+        ValueError: it is not there, cannot be read, is no JSON, or no object.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"there is no {file}") from None
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object but {content!r:.60}")
+    return content
+
+
+def channel_names(dataset_json: dict, file: str | Path = "dataset.json") -> list[str]:
+    """Return the names of the channels; older data sets call them modality.
+
+    Args:
+        dataset_json: what the file holds.
+        file: what messages call it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    names = dataset_json.get("channel_names", dataset_json.get("modality"))
+    if names is None:
+        raise ValueError(f"{file} has no key 'channel_names', which nnU-Net needs: see nnU-Net's dataset format")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(
+            f'dataset.json: \'channel_names\' are numbers with names, such as {{"0": "CT"}}, got {names!r:.60}'
+        )
+    return list(names.values())
+
+
+def files_in(folder: Path, ending: str) -> list[Path]:
+    """Return the files of a folder that end so, sorted; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if file.name.endswith(ending) and not file.name.startswith("."))
+
+
+def images_in(folder: Path, ending: str) -> dict[str, list[Path]]:
+    """Return the image files of every case, CASE_0000 and so on, in order; what is named otherwise is left out."""
+    images: dict[str, list[Path]] = {}
+    for file in files_in(folder, ending):
+        if match := CHANNEL.fullmatch(file.name.removesuffix(ending)):
+            images.setdefault(match["case"], []).append(file)
+    return images
+
+
+def unlabeled_images(folder: Path, ending: str) -> dict[str, list[Path]]:
+    """Return the image files of every case of imagesUn, channels in order.
+
+    Raises:
+        ValueError: a file with the data set's ending is not named CASE_0000.
+    """
+    for file in files_in(folder, ending):
+        if not CHANNEL.fullmatch(file.name.removesuffix(ending)):
+            renamed = f"{file.name.removesuffix(ending)}_0000{ending}"
+            raise ValueError(
+                f"{file} is not named as nnU-Net names images: CASE_0000{ending} (channel 0 of CASE), here {renamed}"
+            )
+    return images_in(folder, ending)
+
+
+def channel_problem(files: Sequence[Path], dataset_json: dict) -> str | None:
+    """Return what is wrong with the channel numbers of a case; None if nothing is.
+
+    A case has every channel of the data set once, or a single file 0000 that holds all of them, such as an RGB picture.
+    """
+    ending, names = dataset_json["file_ending"], channel_names(dataset_json)
+    numbers = [int(CHANNEL.fullmatch(file.name.removesuffix(ending))["channel"]) for file in files]
+    if numbers in ([0], list(range(len(names)))):
+        return None
+    found = ", ".join(f"{number:04d}" for number in numbers)
+    example = files[-1].name.removesuffix(ending)
+    return (
+        f"it has {len(files)} channel(s), the data set has {len(names)} ({', '.join(names)}), numbered 0000 and so on, "
+        f"not {found}; if {example}{ending} is a case of its own, name it {example}_0000{ending}"
+    )
+
+
+def sidecar(file: Path, is_label: bool = False) -> Path | None:
+    """Return the json file from which nnU-Net reads the spacing of a TIFF; None if there is none.
+
+    Of the image CASE_0000.tif it is CASE.json, of the label CASE.tif too.
+    """
+    if file.suffix.lower() not in TIFF_ENDINGS:
+        return None
+    match = CHANNEL.fullmatch(file.stem)
+    if not is_label and match is None:
+        return None
+    beside = file.with_name(f"{file.stem if is_label else match['case']}.json")
+    return beside if beside.is_file() else None
+
+
+def with_sidecars(images: Iterable[Path]) -> list[Path]:
+    """Return all files of the images of a case: its channels, and what lies beside them."""
+    images = list(images)
+    return images + sorted({beside for file in images if (beside := sidecar(file)) is not None})
+
+
+def unused_files(folder: Path, ending: str) -> str:
+    """Return one sentence about what lies in a folder of images and is not used; empty if all is."""
+    if not folder.is_dir():
+        return ""
+    used = set(with_sidecars(files_in(folder, ending)))
+    kinds: Counter[str] = Counter()
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path in used:
+            continue
+        kinds[_kind(path)] += 1
+    found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return f"not used in {folder}: {found}; the data set's files end in {ending}" if found else ""
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "sub-folder(s)"
+    suffix = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".gz") else path.suffix
+    return f"file(s) with the ending {suffix}" if suffix else "file(s) without an ending"
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
