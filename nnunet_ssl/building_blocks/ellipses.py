@@ -9,6 +9,8 @@ from skimage.measure import EllipseModel, find_contours
 from skimage.measure import label as connected_components
 
 THINNEST = 1e-3  # ratio of the axes; what is thinner is a line
+FEWEST_POINTS = 5  # an ellipse has five parameters
+LEAST_IN_IMAGE = 0.5  # of an ellipse's area; at half, an arc wavy by 1 % gives a circumference 3 % wrong on average
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Ellipse:
         """Return 4 a E(1 - b²/a²), E the complete elliptic integral of the second kind."""
         return float(4 * self.semi_axis_a * ellipe(1 - (self.semi_axis_b / self.semi_axis_a) ** 2))
 
+    def area(self) -> float:
+        """Return π a b."""
+        return math.pi * self.semi_axis_a * self.semi_axis_b
+
     def scaled(self, factor: float) -> "Ellipse":
         """Return it with all lengths multiplied, for example by the pixel size in mm."""
         lengths = (self.center_x, self.center_y, self.semi_axis_a, self.semi_axis_b)
@@ -40,7 +46,7 @@ class Ellipse:
 
     def filled(self, shape: tuple[int, int]) -> np.ndarray:
         """Return a mask `(Y, X)`, bool: the pixels whose middle is inside."""
-        y, x = np.mgrid[: shape[0], : shape[1]]
+        y, x = np.ogrid[: shape[0], : shape[1]]
         dx, dy = x - self.center_x, y - self.center_y
         cosine, sine = math.cos(self.angle_rad), math.sin(self.angle_rad)
         along, across = cosine * dx + sine * dy, cosine * dy - sine * dx
@@ -53,7 +59,7 @@ def fit_ellipse(x: np.ndarray, y: np.ndarray) -> Ellipse:
     Raises:
         ValueError: the points lie on no ellipse.
     """
-    model = estimate(x, y)
+    model = estimate(x, y) if len(x) >= FEWEST_POINTS else None
     if model is None:
         raise ValueError("the points lie on no ellipse")
     (center_x, center_y), (a, b), angle = model.center, model.axis_lengths, model.theta
@@ -86,16 +92,40 @@ def estimate(x: np.ndarray, y: np.ndarray) -> EllipseModel | None:
 def ellipse_of_mask(mask: np.ndarray) -> Ellipse:
     """Return the ellipse that fits the border of a mask's largest connected part.
 
+    Where that part is cut off by the image, its straight edge there is no border: the ellipse is fitted to the rest.
+
     Args:
         mask: `(Y, X)`, bool. Its border runs between the pixels inside and those outside.
 
     Raises:
-        ValueError: the mask is empty, or its border no ellipse.
+        ValueError: the mask is empty, or its border no ellipse; more than half of the ellipse is outside of the image.
     """
+    part = largest_part(mask)
+    contours = find_contours(np.pad(part, 1).astype(float), 0.5)
+    outer = max(contours, key=len) - 1
+    first, last = -0.5, np.array(mask.shape) - 0.5  # the image's border, between its pixels and those of the padding
+    arc = outer[((outer > first) & (outer < last)).all(axis=1)]
+    if not len(arc):
+        raise ValueError("the mask has no border inside of the image")
+    ellipse = fit_ellipse(arc[:, 1], arc[:, 0])
+    if is_cut_by_border(part) and part.sum() < LEAST_IN_IMAGE * ellipse.area():
+        raise ValueError("more than half of its ellipse is outside of the image")
+    return ellipse
+
+
+def is_cut_by_border(mask: np.ndarray) -> bool:
+    """Return whether a mask's largest connected part lies along the image's border; a single pixel only touches it.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    part = largest_part(mask)
+    return any(edge.sum() > 1 for edge in (part[0], part[-1], part[:, 0], part[:, -1]))
+
+
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """Return the largest connected part of a mask, `(Y, X)`, bool; a ValueError if the mask is empty."""
     parts = connected_components(mask)
     if parts.max() == 0:
         raise ValueError("the mask is empty")
-    largest = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
-    contours = find_contours(np.pad(largest, 1).astype(float), 0.5)
-    outer = max(contours, key=len) - 1
-    return fit_ellipse(outer[:, 1], outer[:, 0])
+    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])

@@ -1,16 +1,22 @@
 """Measure the head circumference in predicted masks of fetal ultrasound, by a least-squares ellipse for each.
 
-The CSV has the columns of the HC18 challenge's submission and, after them, the circumference; lengths are in mm. A mask
-covers the whole line that the annotators drew, so that the circumference of HC18's own masks is about 1 mm too long.
+The CSV has the columns of the HC18 challenge's submission and, after them, the circumference and whether the image's
+border cuts the head; lengths are in mm. Measured is the border of the mask, and nothing is corrected: the masks of
+`nnunet_ssl convert HC18` end in the middle of the drawn line, as the challenge's circumferences do. Of a head that the
+image's border cuts, the arc that is left is measured, if at least half of its ellipse is in the image.
 """
 
 import argparse
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_ssl.commands.outputs import output_file
+
 if TYPE_CHECKING:
     from nnunet_ssl.building_blocks.ellipses import Ellipse
+    from nnunet_ssl.data.dataset_reader import DatasetReader
 
 COLUMNS = (
     "filename",
@@ -20,39 +26,49 @@ COLUMNS = (
     "semi_axes_b_mm",
     "angle_rad",
     "head_circumference_mm",
+    "cut_by_border",
 )
-ENDING = ".nii.gz"
 SMALLEST_HALF_AXIS = 2.0  # pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("-i", required=True, metavar="FOLDER", help="predicted masks, CASE.nii.gz")
+    parser.add_argument("-i", required=True, metavar="FOLDER", help="predicted masks, one file for each case")
     parser.add_argument("-o", required=True, metavar="FILE", help="the CSV to write")
     parser.add_argument("-l", type=int, default=1, metavar="LABEL", help="value of the head in the masks (default: 1)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure every mask; return 1 if there is one without an ellipse, which is named."""
-    files = sorted(Path(options.i).glob(f"*{ENDING}"))
-    if not files:
-        raise ValueError(f"there is no mask CASE{ENDING} in {options.i}")
+    from nnunet_ssl.data.dataset_reader import DatasetReader, ending_in
+    from nnunet_ssl.data.raw_files import files_in
+
+    folder = Path(options.i)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
     if not Path(options.o).parent.is_dir():
         raise ValueError(f"there is no folder {Path(options.o).parent} for {options.o}")
+    output_file(options.o)
+    ending = ending_in(folder, "mask")
+    files = files_in(folder, ending)
+    reader = DatasetReader.of_dataset({"file_ending": ending}, files)
 
-    problems, rows = [], []
-    names = [file.name.removesuffix(ENDING) for file in files]
+    warn_of_older_conversion(folder)
+    problems, rows, faults = [], [], []
+    names = [file.name.removesuffix(ending) for file in files]
     for file, case in zip(files, names, strict=True):
         of_test_set = case.removesuffix("_test")  # the challenge knows them by this name
         name = f"{case if of_test_set in names else of_test_set}.png"
         try:
-            ellipse = measure(file, options.l)
-        except EllipseError as error:
-            problems.append(f"{file.name}: {error}")
-            rows.append([name, *[""] * (len(COLUMNS) - 1)])
-            continue
-        lengths = (ellipse.center_x, ellipse.center_y, ellipse.semi_axis_a, ellipse.semi_axis_b)
-        rows.append([name, *(f"{value:.4f}" for value in (*lengths, ellipse.angle_rad, ellipse.circumference()))])
+            head = measure(reader, file, options.l)
+        except ValueError as error:
+            faults.append(error)
+            head = Head(problem=str(error))
+        if head.problem:
+            problems.append(head.problem if file.name in head.problem else f"{file.name}: {head.problem}")
+        rows.append([name, *head.columns()])
+    if len(faults) == len(files):
+        raise faults[0]
     with open(options.o, "w", newline="") as opened:
         csv.writer(opened).writerows([COLUMNS, *rows])
     print(f"{options.o}: {len(files) - len(problems)} of {len(files)} masks measured")
@@ -60,33 +76,78 @@ def run(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-class EllipseError(ValueError):
-    """A mask has no ellipse: it is empty, or its border none."""
+def warn_of_older_conversion(folder: Path) -> None:
+    """Print what is wrong with the data set of the masks, if an older converter made it.
 
-
-def measure(file: Path, label: int) -> "Ellipse":
-    """Return the ellipse of a mask, in mm.
+    Its dataset.json lies beside predictions, above labelsTr, and two folders above a fold's validation.
 
     Raises:
-        ValueError: the file is damaged, not of one slice, or its pixels are not square.
-        EllipseError: the mask has no ellipse.
+        ValueError: the file is damaged.
     """
-    import SimpleITK
+    from nnunet_ssl.data.older_conversions import older_conversion
+    from nnunet_ssl.data.raw_files import read_json_file
 
-    from nnunet_ssl.building_blocks.ellipses import ellipse_of_mask
-    from nnunet_ssl.data.image_files import read_image
+    for place in [folder.absolute(), *folder.absolute().parents][:3]:
+        if (file := place / "dataset.json").is_file():
+            if sentence := older_conversion(read_json_file(file)):
+                print(f"warning: {sentence}")
+            return
 
-    image = read_image(file)
-    mask = SimpleITK.GetArrayFromImage(image).squeeze() == label
-    width, height = image.GetSpacing()[:2]
+
+@dataclass(frozen=True)
+class Head:
+    """What a mask holds.
+
+    Attributes:
+        ellipse: in mm; None where there is a problem.
+        cut_by_border: by the image's; None where the mask is empty.
+        problem: why there is no ellipse.
+    """
+
+    ellipse: "Ellipse | None" = None
+    cut_by_border: bool | None = None
+    problem: str = ""
+
+    def columns(self) -> list[str]:
+        """Return what stands in the CSV after the name."""
+        cut = "" if self.cut_by_border is None else "yes" if self.cut_by_border else "no"
+        if self.ellipse is None:
+            return [""] * (len(COLUMNS) - 2) + [cut]
+        ellipse = self.ellipse
+        lengths = (ellipse.center_x, ellipse.center_y, ellipse.semi_axis_a, ellipse.semi_axis_b)
+        return [*(f"{value:.4f}" for value in (*lengths, ellipse.angle_rad, ellipse.circumference())), cut]
+
+
+def measure(reader: "DatasetReader", file: Path, label: int) -> Head:
+    """Return the head in a mask.
+
+    Raises:
+        ValueError: the file is damaged, not of one slice, does not say how large a pixel is, or its pixels are not
+            square.
+    """
+    import numpy as np
+
+    from nnunet_ssl.building_blocks.ellipses import ellipse_of_mask, is_cut_by_border
+
+    labels = reader.read_labels(file)
+    mask = labels.array == label
+    if mask.ndim == 3 and len(mask) == 1:
+        mask = mask[0]
+    height, width = labels.spacing[-2:]
     if mask.ndim != 2:
         raise ValueError(f"{file} has more than one slice")
+    if not labels.has_spacing:
+        raise ValueError(f"{file} does not say how large a pixel is: masks in .nii.gz or .mha do")
     if abs(width / height - 1) > 1e-3:
         raise ValueError(f"{file}: its pixels are {width:.4g} by {height:.4g} mm, expected square ones")
+    if not mask.any():
+        values = ", ".join(str(value) for value in np.unique(labels.array).tolist() if value)
+        return Head(problem="the mask is empty" + (f": it holds {values} and no {label}, see -l" if values else ""))
+    cut = is_cut_by_border(mask)
     try:
         ellipse = ellipse_of_mask(mask)
     except ValueError as error:
-        raise EllipseError(str(error)) from error
+        return Head(None, cut, str(error))
     if ellipse.semi_axis_b < SMALLEST_HALF_AXIS:
-        raise EllipseError("the mask is too small for an ellipse")
-    return ellipse.scaled(width)
+        return Head(None, cut, "the mask is too small for an ellipse")
+    return Head(ellipse.scaled(width), cut)

@@ -1,4 +1,5 @@
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -35,8 +36,51 @@ def test_lengths_are_in_mm(tmp_path, capsys):
         assert float(row["center_x_mm"]) == pytest.approx(14.0, abs=0.02)
         assert float(row["semi_axes_b_mm"]) == pytest.approx(7.0, abs=0.02)
         assert float(row["angle_rad"]) == pytest.approx(0.5, abs=0.01)
+        assert row["cut_by_border"] == "no"
+    assert list(rows[0])[-2:] == ["head_circumference_mm", "cut_by_border"]
     assert set(rows[2].values()) == {"013_HC.png", ""}
     assert "2 of 3 masks measured\n013_HC.nii.gz: the mask is empty" in capsys.readouterr().out
+
+
+def test_heads_that_the_border_cuts_are_measured_and_marked(tmp_path, capsys):
+    mask = HEAD.filled((120, 140))
+    for name, part in (("cut", mask[:, :95]), ("cut_off", mask[:, 85:]), ("full", np.ones((60, 60)))):
+        write_mask(tmp_path / f"{name}.nii.gz", part)
+    assert main(["hc", "-i", str(tmp_path), "-o", str(tmp_path / "hc.csv")]) == 1
+    rows = rows_of(tmp_path / "hc.csv")
+    assert [row["cut_by_border"] for row in rows] == ["yes"] * 3
+    assert float(rows[0]["head_circumference_mm"]) == pytest.approx(0.2 * HEAD.circumference(), rel=0.002)
+    assert [row["head_circumference_mm"] for row in rows[1:]] == ["", ""]
+    output = capsys.readouterr().out
+    assert "cut_off.nii.gz: more than half of its ellipse is outside of the image" in output
+    assert "full.nii.gz: the mask has no border inside of the image" in output
+
+
+OLD = {"name": "HC18", "converted_by": "nnunet_ssl"}
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "is_named"),
+    [
+        ("masks", OLD, True),
+        ("", OLD, True),  # above labelsTr
+        ("masks", OLD | {"converter_version": 2}, False),
+        ("masks", OLD | {"converted_by": "somebody"}, False),
+    ],
+)
+def test_masks_of_an_older_conversion_are_named(tmp_path, place, content, is_named, capsys):
+    (tmp_path / "masks").mkdir()
+    write_mask(tmp_path / "masks" / "000_HC.nii.gz", HEAD.filled((120, 140)))
+    (tmp_path / place / "dataset.json").write_text(json.dumps(content))
+    assert main(["hc", "-i", str(tmp_path / "masks"), "-o", str(tmp_path / "hc.csv")]) == 0
+    assert ("warning: HC18 was converted by an older version" in capsys.readouterr().out) == is_named
+
+
+def test_damaged_dataset_json_is_named(tmp_path, capsys):
+    write_mask(tmp_path / "000_HC.nii.gz", HEAD.filled((120, 140)))
+    (tmp_path / "dataset.json").write_text("{")
+    assert main(["hc", "-i", str(tmp_path), "-o", str(tmp_path / "hc.csv")]) == 2
+    assert "dataset.json is no JSON" in capsys.readouterr().err
 
 
 def test_specks_are_not_measured(tmp_path, capsys):
@@ -82,17 +126,69 @@ def test_wrong_input_is_named(tmp_path, shape, spacing, message, capsys):
     assert not (tmp_path / "hc.csv").exists()
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real HC18 data are not here")
-def test_real_circumferences(tmp_path, monkeypatch):
-    """The masks of HC18's training images against the CSV: mean absolute error below 1.5 mm."""
-    from nnunet_ssl.dataset_conversion.Dataset218_HC18 import TRAINING_CSV, convert, read_csv
+@pytest.fixture(scope="module")
+def real_masks(tmp_path_factory):
+    """Return HC18's training images converted: the folder of the masks."""
+    from nnunet_ssl.dataset_conversion.Dataset218_HC18 import convert
 
-    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
-    folder = convert(SHARED_DATA / "HC18")
-    assert main(["hc", "-i", str(folder / "labelsTr"), "-o", str(tmp_path / "hc.csv")]) == 0
-    lines = read_csv(SHARED_DATA / "HC18" / TRAINING_CSV, 2)
-    errors = [
-        abs(float(row["head_circumference_mm"]) - lines[row["filename"]][1]) for row in rows_of(tmp_path / "hc.csv")
-    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_raw", str(tmp_path_factory.mktemp("raw")))
+        return convert(SHARED_DATA / "HC18", num_processes=1) / "labelsTr"
+
+
+def circumferences() -> dict[str, float]:
+    """Return what HC18 says, in mm, by file name."""
+    from nnunet_ssl.dataset_conversion.Dataset218_HC18 import TRAINING_CSV, read_csv
+
+    return {name: line[1] for name, line in read_csv(SHARED_DATA / "HC18" / TRAINING_CSV, 2).items()}
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real HC18 data are not here")
+def test_perfect_masks_have_the_real_circumferences(tmp_path, real_masks):
+    """Of the 74: 0.00 mm on average, at most 0.05 mm."""
+    assert main(["hc", "-i", str(real_masks), "-o", str(tmp_path / "hc.csv")]) == 0
+    rows, expected = rows_of(tmp_path / "hc.csv"), circumferences()
+    errors = [float(row["head_circumference_mm"]) - expected[row["filename"]] for row in rows]
     assert len(errors) == 74
-    assert np.mean(errors) < 1.5
+    assert abs(np.mean(errors)) < 0.02
+    assert np.abs(errors).max() < 0.05
+    cut = [row["filename"] for row in rows if row["cut_by_border"] == "yes"]
+    assert cut == ["186_HC.png", "346_HC.png", "628_2HC.png", "787_HC.png"]
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real HC18 data are not here")
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+def test_real_heads_in_cropped_images_keep_their_circumference(tmp_path, real_masks, share):
+    """Every tenth one, on each side: within 0.1 %."""
+    from nnunet_ssl.data.image_files import read_image
+
+    for file in sorted(real_masks.iterdir())[::10]:
+        image, case = read_image(file), file.name.removesuffix(".nii.gz")
+        for turns in range(4):
+            mask = np.rot90(SimpleITK.GetArrayFromImage(image), turns)
+            rows = np.flatnonzero(mask.any(axis=1))
+            part = mask[rows[0] + round(share * len(rows)) :]
+            write_mask(tmp_path / f"{case}-{turns}.nii.gz", part, image.GetSpacing())
+    assert main(["hc", "-i", str(tmp_path), "-o", str(tmp_path / "hc.csv")]) == 0
+    expected = circumferences()
+    for row in rows_of(tmp_path / "hc.csv"):
+        whole = expected[row["filename"].partition("-")[0] + ".png"]
+        assert float(row["head_circumference_mm"]) == pytest.approx(whole, rel=0.001), row["filename"]
+        assert row["cut_by_border"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"no image", "is damaged, or no image"), (b"", "is damaged, or no image"), (None, "more than one slice")],
+)
+def test_one_broken_mask_costs_no_other(tmp_path, capsys, content, reason):
+    for case in ("a", "c"):
+        write_mask(tmp_path / f"{case}.nii.gz", HEAD.filled((120, 140)))
+    if content is None:
+        write_mask(tmp_path / "b.nii.gz", np.stack([HEAD.filled((120, 140))] * 2), (0.2, 0.2, 1.0))
+    else:
+        (tmp_path / "b.nii.gz").write_bytes(content)
+    assert main(["hc", "-i", str(tmp_path), "-o", str(tmp_path / "hc.csv")]) == 1
+    out = capsys.readouterr().out
+    assert "2 of 3 masks measured" in out
+    assert any("b.nii.gz" in line and reason in line for line in out.splitlines())
