@@ -6,23 +6,30 @@ Two layouts are understood:
   patient001_frame01_gt.nii.gz, ...}` and `testing/` in the same form;
 * the `.h5` files of the semi-supervised literature, in `data/` and `data/slices/`: `patient001_frame01.h5` are volumes,
   `patient001_frame01_slice_1.h5` slices, which are stacked. They hold no spacing (it is written as 1 mm unless given),
-  and frame01 and frame02 mean end-diastole and end-systole there.
+  and frame01 and frame02 mean end-diastole and end-systole there. Slices that a list beside `data` names, such as
+  `train_slices.list`, must be there if any of their stack is.
 
 The 20 test patients of the published split, and all of `testing/`, go to imagesTs and labelsTs.
 """
 
+import math
 import re
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
 
+from nnunet_ssl.conversion.cases import Case, Fault, Role, Scan, case_or_fault
+from nnunet_ssl.conversion.checks import read_checked
 from nnunet_ssl.conversion.command_line import conversion_parser, run_conversion
-from nnunet_ssl.conversion.hdf5_files import read_image_and_label
-from nnunet_ssl.conversion.raw_dataset import Case, Description, Role, Scan, write_raw_dataset
-from nnunet_ssl.data.image_files import read_image
+from nnunet_ssl.conversion.hdf5_files import read_image_and_label, scan_of_arrays
+from nnunet_ssl.conversion.layouts import below, find_layout
+from nnunet_ssl.conversion.name_lists import names_in_lists, note_absent
+from nnunet_ssl.conversion.raw_dataset import Description, write_raw_dataset
+from nnunet_ssl.data.raw_files import some
 from nnunet_ssl.splits.protocols import load_benchmark
 
 DESCRIPTION = Description(
@@ -33,9 +40,8 @@ DESCRIPTION = Description(
     license="CC BY-NC-SA 4.0; cite Bernard et al. 2018",
     patient_pattern=r"^(patient\d+)",
 )
-VOLUME = re.compile(r"(?P<case>patient\d{3}_frame\d{2})\.h5")
-SLICE = re.compile(r"(?P<case>patient\d{3}_frame\d{2})_slice_(?P<number>\d+)\.h5")
-FRAME = re.compile(r"(?P<case>patient\d{3}_frame\d{2})\.nii(\.gz)?")
+HDF5 = re.compile(r"(?P<case>patient\d{3}_frame\d{2})(_slice_(?P<number>\d+))?")
+FRAME = re.compile(r"(?P<case>patient\d{3}_frame\d{2})(?P<annotation>_gt)?\.nii(\.gz)?")
 LAYOUTS = "training/patientXXX/patientXXX_frameYY.nii.gz, or data/patientXXX_frameYY[_slice_Z].h5"
 
 
@@ -46,6 +52,7 @@ def convert(
     spacing: tuple[float, float, float] | None = None,
     num_processes: int = 2,
     overwrite: bool = False,
+    allow_missing: bool = False,
 ) -> Path:
     """Convert ACDC and return the data set's folder.
 
@@ -57,22 +64,31 @@ def convert(
         spacing: of the .h5 form, x, y, z in mm.
         num_processes: how many convert at once.
         overwrite: whether a data set converted before is replaced.
+        allow_missing: whether cases that cannot be converted are left out.
 
     Raises:
         ValueError: an unknown layout; a file that is missing or damaged; an option that the layout does not have.
     """
-    patients = sorted(path for path in source.glob("**/patient[0-9][0-9][0-9]") if path.is_dir())
+    patients, files = find_layout(source, find_patients_or_files, "ACDC", LAYOUTS)
     if patients:
         if spacing:
             raise ValueError("--spacing is for the .h5 form; the NIfTI files have their own")
-        cases = [case for folder in patients for case in cases_of_patient(folder, unlabeled_frames)]
+        listing = [item for folder in patients for item in cases_of_patient(folder, unlabeled_frames)]
     else:
         if unlabeled_frames:
             raise ValueError("--unlabeled-frames needs the challenge's 4-D sequences; the .h5 files have none")
-        cases = cases_of_hdf5(source, spacing or (1.0, 1.0, 1.0))
-    if not cases:
-        raise ValueError(f"{source} has no known layout of ACDC, expected {LAYOUTS}")
-    return write_raw_dataset(DESCRIPTION, dataset_id, cases, num_processes, overwrite)
+        if spacing and not all(0 < length < math.inf for length in spacing):
+            raise ValueError(f"--spacing is three lengths above 0 mm, got {' '.join(map(str, spacing))}")
+        listing = cases_of_hdf5(files, source, spacing or (1.0, 1.0, 1.0))
+    return write_raw_dataset(DESCRIPTION, dataset_id, listing, num_processes, overwrite, allow_missing)
+
+
+def find_patients_or_files(source: Path, levels: int | None = None) -> tuple[list[Path], list[Path]] | None:
+    """Return the challenge's folders and the .h5 files; None where there are neither."""
+    patients = sorted(path for path in below(source, "patient[0-9][0-9][0-9]", levels) if path.is_dir())
+    places = [source / place for place in ("", "data", "slices", "data/slices")]
+    files = sorted(file for place in places for file in place.glob("*.h5") if HDF5.fullmatch(file.stem))
+    return (patients, files) if patients or files else None
 
 
 def role_of(patient: str, in_testing_folder: bool = False) -> Role:
@@ -81,46 +97,64 @@ def role_of(patient: str, in_testing_folder: bool = False) -> Role:
     return Role.TEST if is_test else Role.LABELED
 
 
-def cases_of_patient(folder: Path, unlabeled_frames: str | None) -> list[Case]:
-    """Return the two annotated frames of a patient and, if asked for, the other phases."""
+def cases_of_patient(folder: Path, unlabeled_frames: str | None) -> Iterator[Case | Fault]:
+    """Yield the two annotated frames of a patient and, if asked for, the other phases."""
     role = role_of(folder.name, folder.parent.name == "testing")
-    frames = {match["case"]: file for file in sorted(folder.iterdir()) if (match := FRAME.fullmatch(file.name))}
-    if not frames:
-        raise ValueError(f"{folder} has no {folder.name}_frameYY.nii.gz")
-    for frame in annotated_frames(folder):
-        if frame not in frames:
-            raise ValueError(f"{folder / frame}.nii.gz is missing, which Info.cfg names")
-    cases = []
-    for name, file in frames.items():
-        annotation: Path | None = file.with_name(file.name.replace(".nii", "_gt.nii"))
-        if not annotation.exists():
-            if folder.parent.name != "testing":  # the challenge once kept the annotations of its test patients back
-                raise ValueError(f"{annotation} is missing, the annotation of {file.name}")
-            annotation = None
-        cases.append(Case(name, role, file, partial(read_frame, file, annotation), annotation))
-    validation = load_benchmark("acdc").validation
-    is_train = role == Role.LABELED and folder.name not in validation
+    found = [match for path in sorted(folder.iterdir()) if (match := FRAME.fullmatch(path.name))]
+    frames = {match["case"]: folder / match[0] for match in found if not match["annotation"]}
+    named = {match["case"]: match[0] for match in found if match["annotation"]}
+    named |= dict.fromkeys(annotated_frames(folder), "Info.cfg")
+    if not frames and not named:
+        yield Fault(folder.name, f"{folder} has no {folder.name}_frameYY.nii.gz")
+    for name in sorted({*frames, *named}):
+        if name in frames:
+            yield case_or_fault(name, partial(annotated_case, name, frames[name], role))
+        else:
+            yield Fault(name, f"{folder / name}.nii.gz is missing, which {named[name]} names")
+    is_train = role == Role.LABELED and folder.name not in load_benchmark("acdc").validation
     if unlabeled_frames == "all" or (unlabeled_frames == "train" and is_train):
-        cases += other_phases(folder, set(frames))
-    return cases
+        try:
+            yield from other_phases(folder, {*frames, *named})
+        except ValueError as error:
+            yield Fault(f"{folder.name}_4d", str(error))
+
+
+def annotated_case(name: str, file: Path, role: Role) -> Case:
+    """Return an annotated frame; a ValueError says that the annotation is missing."""
+    annotation = file.with_name(file.name.replace(".nii", "_gt.nii"))
+    if annotation.exists():
+        return Case(name, role, file, partial(read_frame, file, annotation), annotation)
+    if file.parent.parent.name == "testing":  # the challenge once kept the annotations of its test patients back
+        return Case(name, role, file, partial(read_frame, file, None))
+    raise ValueError(f"{annotation} is missing, the annotation of {file.name}")
 
 
 def annotated_frames(folder: Path) -> list[str]:
     """Return the case ids of end-diastole and end-systole as Info.cfg has them; none where there is no such file."""
+    return [f"{folder.name}_frame{number:02d}" for number in numbers_in_info(folder, "E[DS]")]
+
+
+def numbers_in_info(folder: Path, key: str) -> list[int]:
+    """Return the numbers that Info.cfg has under the keys that a pattern matches; none where there is no such file."""
     info = folder / "Info.cfg"
-    numbers = re.findall(r"^E[DS]: *(\d+)", info.read_text(), re.MULTILINE) if info.is_file() else []
-    return [f"{folder.name}_frame{int(number):02d}" for number in numbers]
+    text = info.read_text(errors="replace") if info.is_file() else ""
+    return [int(number) for number in re.findall(rf"^{key}: *(\d+)", text, re.MULTILINE)]
 
 
 def other_phases(folder: Path, annotated: set[str]) -> list[Case]:
-    """Return the phases of the 4-D sequence that are not annotated; their numbers count from 1, as the source's."""
+    """Return the phases of the 4-D sequence that are not annotated; their numbers count from 1, as the source's.
+
+    Raises:
+        ValueError: the sequence is missing, damaged, or has fewer phases than Info.cfg says.
+    """
     file = folder / f"{folder.name}_4d.nii.gz"
-    if not file.exists():
+    if not file.exists() and file.with_suffix("").exists():
         file = file.with_suffix("")
-    sequence = read_image(file)
-    if sequence.GetDimension() != 4:
-        raise ValueError(f"{file} has {sequence.GetDimension()} dimensions, expected 4")
-    phases = [(f"{folder.name}_frame{phase + 1:02d}", phase) for phase in range(sequence.GetSize()[3])]
+    count = read_checked(file, 4).GetSize()[3]
+    for expected in numbers_in_info(folder, "NbFrame"):
+        if count < expected:
+            raise ValueError(f"{file} has {count} phases, Info.cfg says {expected}")
+    phases = [(f"{folder.name}_frame{phase + 1:02d}", phase) for phase in range(count)]
     return [
         Case(name, Role.UNLABELED, file, partial(read_phase, file, phase))
         for name, phase in phases
@@ -130,7 +164,7 @@ def other_phases(folder: Path, annotated: set[str]) -> list[Case]:
 
 def read_frame(file: Path, annotation: Path | None) -> Scan:
     """Read an annotated frame."""
-    return Scan([read_image(file)], read_image(annotation) if annotation else None)
+    return Scan([read_checked(file, 3)], read_checked(annotation, 3) if annotation else None)
 
 
 def read_phase(file: Path, phase: int) -> Scan:
@@ -143,51 +177,74 @@ def read_phase(file: Path, phase: int) -> Scan:
     return Scan([reader.Execute()])
 
 
-def cases_of_hdf5(source: Path, spacing: tuple[float, float, float]) -> list[Case]:
-    """Return the volumes and the stacks of slices; where there are both, the volume."""
-    files = sorted(file for place in ("", "data", "slices", "data/slices") for file in (source / place).glob("*.h5"))
-    volumes = {match["case"]: file for file in files if (match := VOLUME.fullmatch(file.name))}
+def cases_of_hdf5(files: list[Path], source: Path, spacing: tuple[float, float, float]) -> Iterator[Case | Fault]:
+    """Yield the volumes and the stacks of slices; where there are both, the volume."""
+    volumes: dict[str, Path] = {}
     stacks: dict[str, dict[int, Path]] = {}
     for file in files:
-        if match := SLICE.fullmatch(file.name):
+        match = HDF5.fullmatch(file.stem)
+        if match["number"]:
             stacks.setdefault(match["case"], {})[int(match["number"])] = file
-    cases = []
-    for name in sorted({*volumes, *stacks}):
-        if name in volumes:
-            read = partial(read_volume, volumes[name], spacing)
-            origin = volumes[name]
         else:
-            numbers = sorted(stacks[name])
-            missing = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))
-            origin = stacks[name][numbers[0]]
-            if missing:
-                raise ValueError(f"{origin.parent / name}_slice_{missing[0]}.h5 is missing, there are {len(numbers)}")
-            read = partial(read_stack, [stacks[name][number] for number in numbers], spacing)
-        cases.append(Case(name, role_of(name[:10]), origin, read))
-    return cases
+            volumes[match["case"]] = file
+    cases, slices = named_in_lists(source)
+    note_absent(cases, {*volumes, *stacks})
+    for name in sorted({*volumes, *stacks}):
+        stack, named = stacks.get(name, {}), slices.get(name, {})
+        if name in volumes:
+            read = partial(read_volume, volumes[name], spacing, len({*stack, *named}))
+            yield Case(name, role_of(name[:10]), volumes[name], read)
+        else:
+            yield case_or_fault(name, partial(case_of_stack, name, stack, named, spacing))
 
 
-def read_volume(file: Path, spacing: tuple[float, float, float]) -> Scan:
-    """Read a volume `(Z, Y, X)`."""
-    return to_scan(*read_image_and_label(file), spacing, file)
+def named_in_lists(source: Path) -> tuple[dict[str, Path], dict[str, dict[int, Path]]]:
+    """Return the cases that the lists beside `data` name, and the numbers of their slices, each with its list."""
+    root = source.absolute()
+    while root.name in ("data", "slices"):
+        root = root.parent
+    cases: dict[str, Path] = {}
+    slices: dict[str, dict[int, Path]] = {}
+    for name, file in names_in_lists({root, root / "data", source.absolute()}, HDF5).items():
+        match = HDF5.fullmatch(name)
+        cases.setdefault(match["case"], file)
+        if match["number"]:
+            slices.setdefault(match["case"], {})[int(match["number"])] = file
+    return cases, slices
+
+
+def case_of_stack(
+    name: str, stack: dict[int, Path], named: dict[int, Path], spacing: tuple[float, float, float]
+) -> Case:
+    """Return the slices as a case; a ValueError names those that are missing: gaps, and what a list names."""
+    numbers = sorted(stack)
+    first = stack[numbers[0]]
+    missing = sorted({*named, *range(1, numbers[-1] + 1)} - {*numbers})
+    if missing:
+        files = some([f"{name}_slice_{number}.h5" for number in missing], 10)
+        of_list = (
+            f" of {len(missing) + len(stack)} that {named[missing[-1]].name} names" if missing[-1] in named else ""
+        )
+        are = "is" if len(missing) == 1 else "are"
+        raise ValueError(f"{first.parent}/{files} {are} missing, there are {len(stack)}{of_list}")
+    return Case(name, role_of(name[:10]), first, partial(read_stack, [stack[number] for number in numbers], spacing))
+
+
+def read_volume(file: Path, spacing: tuple[float, float, float], least: int) -> Scan:
+    """Read a volume `(Z, Y, X)` that has at least so many slices."""
+    scan = scan_of_arrays(*read_image_and_label(file), spacing, file)
+    if (count := scan.channels[0].GetDepth()) < least:
+        raise ValueError(f"{file} has {count} slices, by the lists or slices beside it there are {least}")
+    return scan
 
 
 def read_stack(files: list[Path], spacing: tuple[float, float, float]) -> Scan:
     """Read slices `(Y, X)` in order and stack them."""
     images, labels = zip(*map(read_image_and_label, files), strict=True)
-    if len({image.shape for image in images}) > 1:
-        raise ValueError(f"{files[0]} and the slices after it differ in shape")
-    return to_scan(np.stack(images), np.stack(labels), spacing, files[0])
-
-
-def to_scan(image: np.ndarray, label: np.ndarray, spacing: tuple[float, float, float], file: Path) -> Scan:
-    """Return arrays `(Z, Y, X)` as a scan."""
-    if image.ndim != 3:
-        raise ValueError(f"{file} has {image.ndim} dimensions, expected 3 of a volume or 2 of a slice")
-    both = [SimpleITK.GetImageFromArray(array) for array in (image, label)]
-    for item in both:
-        item.SetSpacing(spacing)
-    return Scan([both[0]], both[1])
+    for file, image in zip(files, images, strict=True):
+        if image.shape != images[0].shape:
+            raise ValueError(f"{file} has the shape {image.shape}, {files[0].name} {images[0].shape}")
+    return scan_of_arrays(np.stack(images), np.stack(labels), spacing, files[0])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,17 +12,22 @@ figures rest on a part of the answer. Nothing is cropped here; but the .h5 files
 The 20 test cases of the published split go to imagesTs and labelsTs.
 """
 
+import re
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
 
+from nnunet_ssl.conversion.cases import Case, Fault, Role, Scan
+from nnunet_ssl.conversion.checks import read_checked
 from nnunet_ssl.conversion.command_line import conversion_parser, run_conversion
-from nnunet_ssl.conversion.hdf5_files import read_image_and_label
-from nnunet_ssl.conversion.raw_dataset import Case, Description, Role, Scan, write_raw_dataset
-from nnunet_ssl.data.image_files import read_image
+from nnunet_ssl.conversion.hdf5_files import read_image_and_label, scan_of_arrays
+from nnunet_ssl.conversion.layouts import below, find_layout
+from nnunet_ssl.conversion.name_lists import names_in_lists, note_absent
+from nnunet_ssl.conversion.raw_dataset import Description, write_raw_dataset
 from nnunet_ssl.splits.protocols import load_benchmark
 
 DESCRIPTION = Description(
@@ -34,32 +39,55 @@ DESCRIPTION = Description(
     patient_pattern=r"^(.+)$",
 )
 SPACING_MM = (0.625, 0.625, 0.625)
+ID = re.compile("[0-9A-Z]{20}")
+FILES = ("mri_norm2.h5", "lgemri.nrrd", "laendo.nrrd")
 LAYOUTS = "Training Set/<ID>/lgemri.nrrd and laendo.nrrd, or <ID>/mri_norm2.h5"
 
 
-def convert(source: Path, dataset_id: int = 128, num_processes: int = 2, overwrite: bool = False) -> Path:
+def convert(
+    source: Path,
+    dataset_id: int = 128,
+    num_processes: int = 2,
+    overwrite: bool = False,
+    allow_missing: bool = False,
+) -> Path:
     """Convert LA and return the data set's folder.
 
     Raises:
         ValueError: an unknown layout; a file that is missing or damaged; labels other than 0 and 255 (or 1).
     """
-    files = [file for name in ("mri_norm2.h5", "lgemri.nrrd") for file in sorted(source.glob(f"**/{name}"))]
-    of_case = {file.parent: file for file in files if "Testing Set" not in file.parts}  # the challenge's where both are
-    if not of_case:
-        raise ValueError(f"{source} has no known layout of LA, expected {LAYOUTS}")
+    folders = find_layout(source, find_cases, "LA", LAYOUTS)
+    note_absent(names_in_lists((source, source.parent), ID), (folder.name for folder in folders))
+    return write_raw_dataset(DESCRIPTION, dataset_id, listing(folders), num_processes, overwrite, allow_missing)
+
+
+def find_cases(source: Path, levels: int | None = None) -> list[Path]:
+    """Return the folders of the cases, those beside them that have lost their files too."""
+    found = {file.parent for name in FILES for file in below(source, name, levels)}
+    found = {folder for folder in found if "Testing Set" not in folder.parts}
+    beside = {path for folder in found - {source} for path in folder.parent.iterdir()}
+    return sorted(found | {path for path in beside if path.is_dir() and ID.fullmatch(path.name)})
+
+
+def listing(folders: list[Path]) -> Iterator[Case | Fault]:
+    """Yield a case for each folder; the challenge's files where both are."""
     test = load_benchmark("la").test
-    cases = []
-    for folder, file in sorted(of_case.items()):
-        is_nrrd = file.suffix == ".nrrd"
+    for folder in folders:
+        hdf5, image, labels = (folder / name for name in FILES)
         role = Role.TEST if folder.name in test else Role.LABELED
-        labels = folder / "laendo.nrrd" if is_nrrd else None
-        cases.append(Case(folder.name, role, file, partial(read_nrrd if is_nrrd else read_hdf5, file), labels))
-    return write_raw_dataset(DESCRIPTION, dataset_id, cases, num_processes, overwrite)
+        if image.exists() and labels.exists():
+            yield Case(folder.name, role, image, partial(read_nrrd, image), labels)
+        elif image.exists() or labels.exists():
+            yield Fault(folder.name, f"{labels if image.exists() else image} is missing, the other half of a pair")
+        elif hdf5.exists():
+            yield Case(folder.name, role, hdf5, partial(read_hdf5, hdf5))
+        else:
+            yield Fault(folder.name, f"{folder} has neither {image.name} nor {hdf5.name}")
 
 
 def read_nrrd(file: Path) -> Scan:
     """Read the challenge's pair; the cavity is 255 there."""
-    image, labels = read_image(file), read_image(file.with_name("laendo.nrrd"))
+    image, labels = read_checked(file, 3), read_checked(file.with_name("laendo.nrrd"), 3)
     values = np.unique(SimpleITK.GetArrayViewFromImage(labels)).tolist()
     if not set(values) <= {0, 255}:
         raise ValueError(f"{file.with_name('laendo.nrrd')}: label values {values}, expected 0 and 255")
@@ -71,10 +99,8 @@ def read_nrrd(file: Path) -> Scan:
 
 def read_hdf5(file: Path) -> Scan:
     """Read the literature's file, whose axes are x, y, z."""
-    both = [SimpleITK.GetImageFromArray(array.T) for array in read_image_and_label(file)]
-    for item in both:
-        item.SetSpacing(SPACING_MM)
-    return Scan([both[0]], both[1])
+    image, label = read_image_and_label(file)
+    return scan_of_arrays(image.T, label.T, SPACING_MM, file)
 
 
 def main(arguments: list[str] | None = None) -> int:

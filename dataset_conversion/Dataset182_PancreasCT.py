@@ -16,16 +16,20 @@ The 20 test cases of the published split with 62 for training go to imagesTs and
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
 
+from nnunet_ssl.conversion.cases import Case, Fault, Role, Scan
+from nnunet_ssl.conversion.checks import read_checked
 from nnunet_ssl.conversion.command_line import conversion_parser, run_conversion
-from nnunet_ssl.conversion.raw_dataset import Case, Description, Role, Scan, write_raw_dataset
-from nnunet_ssl.data.image_files import kept_locale, read_image
+from nnunet_ssl.conversion.dicom_series import read_series
+from nnunet_ssl.conversion.layouts import below, find_layout
+from nnunet_ssl.conversion.raw_dataset import Description, write_raw_dataset
+from nnunet_ssl.data.image_files import read_image
 from nnunet_ssl.splits.protocols import load_benchmark
 
 DESCRIPTION = Description(
@@ -37,76 +41,71 @@ DESCRIPTION = Description(
     patient_pattern=r"^(.+)$",
 )
 IMAGE = re.compile(r"(?:PANCREAS_|image)(\d{4})\.nii(\.gz)?", re.IGNORECASE)
+LABEL = re.compile(r"label(\d{4})\.nii(\.gz)?")
+LAYOUTS = "PANCREAS_0001/.../*.dcm or PANCREAS_0001.nii.gz, and label0001.nii.gz"
 SOFT_TISSUE_HU = (-100, 300)
 CLEARLY_MORE = 0.05  # share of the pancreas in soft tissue by which a turned label must be better
 MINIMUM_SHARE = 0.5
 AXES_TURNED = {"": (), "y": (1,), "z": (0,), "y and z": (0, 1)}
+Found = dict[str, list[Path]]
 
 
-def convert(source: Path, dataset_id: int = 182, num_processes: int = 2, overwrite: bool = False) -> Path:
+def convert(
+    source: Path,
+    dataset_id: int = 182,
+    num_processes: int = 2,
+    overwrite: bool = False,
+    allow_missing: bool = False,
+) -> Path:
     """Convert Pancreas-CT and return the data set's folder.
 
     Raises:
         ValueError: an unknown layout; a scan without label; a damaged file; a label that fits in no direction.
     """
-    labels = by_number((file.name[5:9], file) for file in source.glob("**/label[0-9][0-9][0-9][0-9].nii*"))
-    images = [(m[1], file) for file in source.glob("**/*.nii*") if (m := IMAGE.fullmatch(file.name))]
-    folders = [(path.name[-4:], path) for path in source.glob("**/PANCREAS_[0-9][0-9][0-9][0-9]") if path.is_dir()]
-    scans = by_number([*images, *folders])
-    if not scans:
-        raise ValueError(
-            f"{source} has no known layout of Pancreas-CT, expected PANCREAS_0001/.../*.dcm or PANCREAS_0001.nii.gz, "
-            "and label0001.nii.gz"
-        )
-    for number in sorted(labels.keys() ^ scans.keys()):
-        if number in scans:
-            raise ValueError(f"label{number}.nii.gz is missing, the label of {scans[number]}")
-        raise ValueError(f"PANCREAS_{number} is missing, the image of {labels[number]}")
+    found = find_layout(source, find_scans_and_labels, "Pancreas-CT", LAYOUTS)
+    return write_raw_dataset(DESCRIPTION, dataset_id, listing(*found), num_processes, overwrite, allow_missing)
+
+
+def find_scans_and_labels(source: Path, levels: int | None = None) -> tuple[Found, Found] | None:
+    """Return scans and labels by number, as many as have it; None where there are not both."""
+    scans: Found = {}
+    labels: Found = {}
+    for folder in below(source, "PANCREAS_[0-9][0-9][0-9][0-9]", levels):
+        if folder.is_dir():
+            scans.setdefault(folder.name[-4:], []).append(folder)
+    for file in below(source, "*.nii*", levels):
+        for pattern, found in ((IMAGE, scans), (LABEL, labels)):
+            if match := pattern.fullmatch(file.name):
+                found.setdefault(match[1], []).append(file)
+    return (scans, labels) if scans and labels else None
+
+
+def listing(scans: Found, labels: Found) -> Iterator[Case | Fault]:
+    """Yield a case for each number that has one scan and one label, a fault for any other."""
     test = load_benchmark("pancreas").test
-    cases = []
-    for number, scan in scans.items():
-        name = f"PANCREAS_{number}"
-        read = partial(read_case, scan, labels[number])
-        role = Role.TEST if name in test else Role.LABELED
-        cases.append(Case(name, role, scan, read, labels[number]))
-    return write_raw_dataset(DESCRIPTION, dataset_id, cases, num_processes, overwrite)
-
-
-def by_number(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """Return paths by number, in order; a ValueError names two that have the same one."""
-    paths: dict[str, Path] = {}
-    for number, path in sorted(found):
-        if number in paths:
-            raise ValueError(f"{paths[number]} and {path} are both number {number}: keep one of them")
-        paths[number] = path
-    return paths
+    for number in sorted({*scans, *labels}):
+        name, of_number = f"PANCREAS_{number}", (scans.get(number, []), labels.get(number, []))
+        double = next((sorted(paths) for paths in of_number if len(paths) > 1), None)
+        if double:
+            yield Fault(name, f"{double[0]} and {double[1]} are both number {number}: keep one of them")
+        elif number not in labels:
+            yield Fault(name, f"label{number}.nii.gz is missing, the label of {scans[number][0]}")
+        elif number not in scans:
+            yield Fault(name, f"{name} is missing, the image of {labels[number][0]}")
+        else:
+            scan, label = scans[number][0], labels[number][0]
+            yield Case(name, Role.TEST if name in test else Role.LABELED, scan, partial(read_case, scan, label), label)
 
 
 def read_case(scan: Path, label_file: Path) -> Scan:
     """Read a scan in Hounsfield units and its label, turned to fit."""
-    image = read_dicom(scan) if scan.is_dir() else read_image(scan)
+    image = read_series(scan) if scan.is_dir() else read_checked(scan, 3)
     label = SimpleITK.GetArrayFromImage(read_image(label_file))
     if label.shape != image.GetSize()[::-1]:
         raise ValueError(f"{label_file} has {label.shape[::-1]} voxels, its image {scan} {image.GetSize()}")
     turned = SimpleITK.GetImageFromArray(turn_to_fit(SimpleITK.GetArrayViewFromImage(image), label, label_file))
     turned.CopyInformation(image)
     return Scan([image], turned)
-
-
-def read_dicom(folder: Path) -> SimpleITK.Image:
-    """Read the one series below a folder; GDCM sorts its slices by position."""
-    places = sorted({file.parent for file in folder.glob("**/*.dcm")})
-    with kept_locale():
-        reader = SimpleITK.ImageSeriesReader()
-        series = [(place, uid) for place in places for uid in reader.GetGDCMSeriesIDs(str(place))]
-        if len(series) != 1:
-            raise ValueError(f"{folder} holds {len(series)} DICOM series, expected 1")
-        place, uid = series[0]
-        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(place), uid))
-        try:
-            return reader.Execute()
-        except RuntimeError as error:
-            raise ValueError(f"{place} holds a damaged DICOM file: {str(error).splitlines()[-1]}") from error
 
 
 def turn_to_fit(image: np.ndarray, label: np.ndarray, label_file: Path) -> np.ndarray:

@@ -1,26 +1,30 @@
 """HC18: fetal head in ultrasound, 2-D, with the pixel size of each image.
 
 Understood is the challenge's layout: `training_set/{000_HC.png, 000_HC_Annotation.png, ...}`, `test_set/*.png` and the
-two CSV files with pixel sizes. The annotations are thin ellipse outlines: they are filled, and those that are not
-closed, because the head leaves the image, are filled with the ellipse fitted to them. The mask covers the outline. An
-outline whose circumference differs from the CSV's by more than 3 % is reported.
+two CSV files with pixel sizes. The annotations are thin ellipse outlines, some of them not closed, because the head
+leaves the image. The mask is the ellipse fitted to the outline: it ends in the middle of the drawn line, as the CSV's
+circumferences do. An outline whose circumference differs from the CSV's by more than 1 % is reported.
 
 `test_set` has no annotations: it goes to imagesUn, as `011_HC_test` because training_set has its own `011_HC`, or with
 --test-as-test to imagesTs. `010_HC` and `010_2HC` are of one patient: the number is the patient.
 """
 
 import csv
+import math
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from scipy.ndimage import binary_fill_holes
 
 from nnunet_ssl.building_blocks.ellipses import fit_ellipse
+from nnunet_ssl.conversion.cases import Case, Fault, Role, Scan, case_or_fault
 from nnunet_ssl.conversion.command_line import conversion_parser, run_conversion
-from nnunet_ssl.conversion.raw_dataset import Case, Description, Role, Scan, write_raw_dataset
+from nnunet_ssl.conversion.layouts import find_layout
+from nnunet_ssl.conversion.name_lists import note_absent
+from nnunet_ssl.conversion.raw_dataset import Description, write_raw_dataset
 from nnunet_ssl.data.image_files import read_image
 
 DESCRIPTION = Description(
@@ -30,14 +34,22 @@ DESCRIPTION = Description(
     reference="https://doi.org/10.5281/zenodo.1327317",
     license="CC BY 4.0; cite van den Heuvel et al. 2018",
     patient_pattern=r"^(\d+(?=_\d*HC$)|.+_test$)",
+    version=2,
+    dimensions=2,
 )
+ANNOTATION = "_Annotation.png"
 TRAINING_CSV, TEST_CSV = "training_set_pixel_size_and_HC.csv", "test_set_pixel_size.csv"
-CLOSED_SHARE = 0.9  # of the fitted ellipse's area; an outline that is not closed fills to its line alone, about 0.02
-CIRCUMFERENCE_TOLERANCE = 0.03
+CIRCUMFERENCE_TOLERANCE = 0.01  # the 74 outlines at hand are within 0.0004
+LARGEST_LINE = 0.5  # of the ellipse's area; a drawn line has about 0.02
 
 
 def convert(
-    source: Path, dataset_id: int = 218, test_as_test: bool = False, num_processes: int = 2, overwrite: bool = False
+    source: Path,
+    dataset_id: int = 218,
+    test_as_test: bool = False,
+    num_processes: int = 2,
+    overwrite: bool = False,
+    allow_missing: bool = False,
 ) -> Path:
     """Convert HC18 and return the data set's folder.
 
@@ -47,41 +59,66 @@ def convert(
         test_as_test: whether test_set goes to imagesTs instead of imagesUn.
         num_processes: how many convert at once.
         overwrite: whether a data set converted before is replaced.
+        allow_missing: whether images that cannot be converted are left out.
 
     Raises:
         ValueError: an unknown layout; an image without annotation or without a line in the CSV; a damaged file.
     """
-    images = [file for file in sorted((source / "training_set").glob("*.png")) if "_Annotation" not in file.name]
-    if not images:
-        raise ValueError(f"{source} has no known layout of HC18, expected training_set/000_HC.png and {TRAINING_CSV}")
-    lines = read_csv(source / TRAINING_CSV, 2)
-    cases = []
-    for file in images:
-        annotation = file.with_name(f"{file.stem}_Annotation.png")
-        if not annotation.exists():
-            raise ValueError(f"{annotation} is missing, the annotation of {file.name}")
-        pixel_size, circumference = line_of(file, lines, source / TRAINING_CSV)
-        read = partial(read_annotated, file, annotation, pixel_size, circumference)
-        cases.append(Case(file.stem, Role.LABELED, file, read, annotation))
-    tests = sorted((source / "test_set").glob("*.png"))
-    test_lines = read_csv(source / TEST_CSV, 1) if tests else {}
-    role = Role.TEST if test_as_test else Role.UNLABELED
-    for file in tests:
-        (pixel_size,) = line_of(file, test_lines, source / TEST_CSV)
-        name = file.stem if test_as_test else f"{file.stem}_test"
-        cases.append(Case(name, role, file, partial(read_plain, file, pixel_size)))
-    return write_raw_dataset(DESCRIPTION, dataset_id, cases, num_processes, overwrite)
+    find_layout(source, find_images, "HC18", f"training_set/000_HC.png and {TRAINING_CSV}")
+    listing = [*annotated_cases(source), *plain_cases(source, test_as_test)]
+    return write_raw_dataset(DESCRIPTION, dataset_id, listing, num_processes, overwrite, allow_missing)
+
+
+def find_images(source: Path, _: int | None = None) -> list[Path]:
+    """Return the training images."""
+    return [file for file in sorted((source / "training_set").glob("*.png")) if ANNOTATION not in file.name]
+
+
+def annotated_cases(source: Path) -> Iterator[Case | Fault]:
+    """Yield the annotated images; what lacks an image, an annotation or a line in the CSV is a fault."""
+    csv_file, annotations = source / TRAINING_CSV, (source / "training_set").glob(f"*{ANNOTATION}")
+    files = {*find_images(source), *(file.with_name(file.name.replace(ANNOTATION, ".png")) for file in annotations)}
+    lines = read_csv(csv_file, 2)
+    note_absent(dict.fromkeys(lines, csv_file), {file.name for file in files})
+    for file in sorted(files):
+        yield case_or_fault(file.stem, partial(annotated_case, file, csv_file, lines))
+
+
+def annotated_case(file: Path, csv_file: Path, lines: dict[str, list[float]]) -> Case:
+    """Return an annotated image; a ValueError names what is missing."""
+    annotation = file.with_name(f"{file.stem}{ANNOTATION}")
+    for path, what in ((file, f"image of {annotation.name}"), (annotation, f"annotation of {file.name}")):
+        if not path.exists():
+            raise ValueError(f"{path} is missing, the {what}")
+    pixel_size, circumference = line_of(file, csv_file, lines, 2)
+    read = partial(read_annotated, file, annotation, pixel_size, circumference)
+    return Case(file.stem, Role.LABELED, file, read, annotation)
+
+
+def plain_cases(source: Path, test_as_test: bool) -> Iterator[Case | Fault]:
+    """Yield the images of test_set; one without a line in the CSV is a fault."""
+    csv_file, files = source / TEST_CSV, sorted((source / "test_set").glob("*.png"))
+    lines = read_csv(csv_file, 1)
+    note_absent(dict.fromkeys(lines, csv_file), {file.name for file in files})
+    for file in files:
+        name, role = (file.stem, Role.TEST) if test_as_test else (f"{file.stem}_test", Role.UNLABELED)
+        yield case_or_fault(name, partial(plain_case, name, role, file, csv_file, lines))
+
+
+def plain_case(name: str, role: Role, file: Path, csv_file: Path, lines: dict[str, list[float]]) -> Case:
+    """Return an image of test_set; a ValueError says that the CSV has no line for it."""
+    (pixel_size,) = line_of(file, csv_file, lines, 1)
+    return Case(name, role, file, partial(read_plain, file, pixel_size))
 
 
 def read_csv(file: Path, count: int) -> dict[str, list[float]]:
     """Return the numbers of each line by file name: pixel size in mm and, in training, circumference in mm.
 
-    Raises:
-        ValueError: the file is missing, or a line has not `count` numbers above 0 after its name.
+    None where a line has not `count` numbers above 0 after its name; no lines where there is no file.
     """
     if not file.is_file():
-        raise ValueError(f"{file} is missing")
-    with file.open(newline="") as opened:
+        return {}
+    with file.open(newline="", errors="replace") as opened:
         rows = [row for row in csv.reader(opened) if row][1:]
     lines = {}
     for name, *texts in rows:
@@ -89,16 +126,19 @@ def read_csv(file: Path, count: int) -> dict[str, list[float]]:
             numbers = [float(text) for text in texts]
         except ValueError:
             numbers = []
-        if len(numbers) != count or min(numbers) <= 0:
-            raise ValueError(f"{file}: the line of {name} has not {count} number(s) above 0 after the name")
-        lines[name.strip()] = numbers
+        is_good = len(numbers) == count and all(0 < number < math.inf for number in numbers)
+        lines[name.strip()] = numbers if is_good else []
     return lines
 
 
-def line_of(file: Path, lines: dict[str, list[float]], csv_file: Path) -> list[float]:
-    """Return an image's line of the CSV; a ValueError if it has none."""
+def line_of(file: Path, csv_file: Path, lines: dict[str, list[float]], count: int) -> list[float]:
+    """Return the numbers of an image in the CSV; a ValueError if it has not so many."""
+    if not csv_file.is_file():
+        raise ValueError(f"{csv_file} is missing, which holds the pixel sizes")
     if file.name not in lines:
         raise ValueError(f"{csv_file} has no line for {file.name}")
+    if not lines[file.name]:
+        raise ValueError(f"{csv_file}: the line of {file.name} has not {count} number(s) above 0 after the name")
     return lines[file.name]
 
 
@@ -135,14 +175,16 @@ def read_annotated(file: Path, annotation: Path, pixel_size: float, circumferenc
 
 
 def fill_outline(outline: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the mask `(Y, X)` inside an outline, with it, and the outline's circumference in pixels."""
+    """Return the mask `(Y, X)` up to the middle of an outline's line, and its circumference in pixels.
+
+    Raises:
+        ValueError: the outline is no ellipse, or filled.
+    """
     rows, columns = np.nonzero(outline)
     ellipse = fit_ellipse(columns, rows)
-    inside = ellipse.filled(outline.shape)
-    mask = binary_fill_holes(outline)
-    if mask.sum() < CLOSED_SHARE * inside.sum():
-        mask = outline | inside
-    return mask, ellipse.circumference()
+    if outline.sum() > LARGEST_LINE * ellipse.area():
+        raise ValueError("it is filled, expected a thin line")
+    return ellipse.filled(outline.shape), ellipse.circumference()
 
 
 def main(arguments: list[str] | None = None) -> int:

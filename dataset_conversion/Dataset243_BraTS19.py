@@ -9,6 +9,7 @@ The 60 test cases of the published split go to imagesTs and labelsTs.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
+from nnunet_ssl.conversion.cases import Case, Role, Scan, case_or_fault
+from nnunet_ssl.conversion.checks import read_checked
 from nnunet_ssl.conversion.command_line import conversion_parser, run_conversion
-from nnunet_ssl.conversion.raw_dataset import Case, Description, Role, Scan, write_raw_dataset
-from nnunet_ssl.data.image_files import read_image
+from nnunet_ssl.conversion.layouts import below, find_layout
+from nnunet_ssl.conversion.raw_dataset import Description, write_raw_dataset
 from nnunet_ssl.splits.protocols import load_benchmark
 
 WHOLE_TUMOR = Description(
@@ -37,6 +40,7 @@ REGIONS = replace(
 WHOLE_TUMOR_OF_SOURCE = {0: 0, 1: 1, 2: 1, 4: 1}
 NNUNET_OF_SOURCE = {0: 0, 2: 1, 1: 2, 4: 3}
 FLAIR, ALL_CHANNELS = ("flair",), ("flair", "t1", "t1ce", "t2")
+LAYOUT = "HGG/<ID>/<ID>_flair.nii.gz and LGG/..."
 CHANNEL_NAMES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1ce", "t2": "T2"}
 
 
@@ -47,6 +51,7 @@ def convert(
     all_channels: bool = False,
     num_processes: int = 2,
     overwrite: bool = False,
+    allow_missing: bool = False,
 ) -> Path:
     """Convert BraTS 2019 and return the data set's folder.
 
@@ -57,25 +62,31 @@ def convert(
         all_channels: all four images instead of FLAIR.
         num_processes: how many convert at once.
         overwrite: whether a data set converted before is replaced.
+        allow_missing: whether cases that cannot be converted are left out.
 
     Raises:
         ValueError: an unknown layout; a file that is missing or damaged; labels other than 0, 1, 2, 4.
     """
-    folders = sorted(path for grade in ("HGG", "LGG") for path in source.glob(f"**/{grade}/*") if path.is_dir())
-    if not folders:
-        raise ValueError(f"{source} has no known layout of BraTS 2019, expected HGG/<ID>/<ID>_flair.nii.gz and LGG/...")
+    folders = find_layout(source, find_cases, "BraTS 2019", LAYOUT)
     channels = ALL_CHANNELS if all_channels else FLAIR
     renumbering = NNUNET_OF_SOURCE if regions else WHOLE_TUMOR_OF_SOURCE
-    test = load_benchmark("brats").test
-    cases = []
-    for folder in folders:
-        files = [find_file(folder, channel) for channel in channels]
-        labels = find_file(folder, "seg")
-        role = Role.TEST if folder.name in test else Role.LABELED
-        cases.append(Case(folder.name, role, folder, partial(read_case, files, labels, renumbering), labels))
+    listing = (case_or_fault(folder.name, partial(case_of, folder, channels, renumbering)) for folder in folders)
     names = {index: CHANNEL_NAMES[channel] for index, channel in enumerate(channels)}
     description = replace(REGIONS if regions else WHOLE_TUMOR, channel_names=names)
-    return write_raw_dataset(description, dataset_id, cases, num_processes, overwrite)
+    return write_raw_dataset(description, dataset_id, listing, num_processes, overwrite, allow_missing)
+
+
+def find_cases(source: Path, levels: int | None = None) -> list[Path]:
+    """Return the folders of the cases."""
+    return sorted(path for grade in ("HGG", "LGG") for path in below(source, f"{grade}/*", levels) if path.is_dir())
+
+
+def case_of(folder: Path, channels: Sequence[str], renumbering: dict[int, int]) -> Case:
+    """Return a case; a ValueError names a file that is missing."""
+    files = [find_file(folder, channel) for channel in channels]
+    labels = find_file(folder, "seg")
+    role = Role.TEST if folder.name in load_benchmark("brats").test else Role.LABELED
+    return Case(folder.name, role, folder, partial(read_case, files, labels, renumbering), labels)
 
 
 def find_file(folder: Path, kind: str) -> Path:
@@ -89,7 +100,7 @@ def find_file(folder: Path, kind: str) -> Path:
 
 def read_case(files: list[Path], label_file: Path, renumbering: dict[int, int]) -> Scan:
     """Read the channels and the renumbered labels."""
-    source_labels = read_image(label_file)
+    source_labels = read_checked(label_file, 3)
     voxels = SimpleITK.GetArrayFromImage(source_labels)
     unknown = set(np.unique(voxels).tolist()) - set(renumbering)
     if unknown:
@@ -99,7 +110,7 @@ def read_case(files: list[Path], label_file: Path, renumbering: dict[int, int]) 
         labels[voxels == source] = target
     image = SimpleITK.GetImageFromArray(labels)
     image.CopyInformation(source_labels)
-    return Scan([read_image(file) for file in files], image)
+    return Scan([read_checked(file, 3) for file in files], image)
 
 
 def main(arguments: list[str] | None = None) -> int:

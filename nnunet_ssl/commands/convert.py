@@ -1,6 +1,7 @@
 """Convert a public benchmark, as downloaded, to nnU-Net's raw format.
 
-`nnunet_ssl convert NAME --help` says which layouts of it are understood.
+`nnunet_ssl convert NAME --help` says which layouts of it are understood. A case that cannot be converted is named and
+nothing is written; with --allow-missing the rest is converted, and exit code 1 says that cases were left out.
 """
 
 import argparse

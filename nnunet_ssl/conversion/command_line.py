@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nnunet_ssl.conversion.raw_dataset import Role
+from nnunet_ssl.conversion.cases import Role
+from nnunet_ssl.conversion.raw_dataset import left_out
 
 
 def conversion_parser(name: str, description: str | None, dataset_id: int) -> argparse.ArgumentParser:
-    """Return a parser with the arguments of every converter: -i, -d, -np, --overwrite."""
+    """Return a parser with the arguments of every converter: -i, -d, -np, --overwrite, --allow-missing."""
     parser = argparse.ArgumentParser(
         prog=f"nnunet_ssl convert {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -19,13 +20,21 @@ def conversion_parser(name: str, description: str | None, dataset_id: int) -> ar
     )
     parser.add_argument("-np", type=int, default=2, dest="num_processes", metavar="N", help="processes (default: 2)")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set converted before")
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="leave out cases that cannot be converted (a file missing, damaged, with an odd header), and name them",
+    )
     return parser
 
 
 def run_conversion(
     convert: Callable[..., Path], parser: argparse.ArgumentParser, arguments: list[str] | None = None
 ) -> int:
-    """Convert as the command line says and return the exit code: 0 done, 2 not done for a reason named, 130 stopped."""
+    """Convert as the command line says and return the exit code.
+
+    0 done, 1 done without cases that are named, 2 not done for a reason named, 130 stopped.
+    """
     options = parser.parse_args(arguments)
     try:
         if not options.source.is_dir():
@@ -34,7 +43,8 @@ def run_conversion(
             raise ValueError(f"-np is a number of processes, at least 1, got {options.num_processes}")
         folder = convert(**vars(options))
     except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"{parser.prog}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted, nothing was written", file=sys.stderr)
@@ -45,4 +55,8 @@ def run_conversion(
         f"{counts[Role.UNLABELED]} unlabeled\nnext: nnunet_ssl split {options.dataset_id} --help\n"
         f"      nnUNetv2_plan_and_preprocess -d {options.dataset_id} --verify_dataset_integrity"
     )
-    return 0
+    faults = left_out(folder)
+    if faults:
+        print(f"left out, {len(faults)} that cannot be converted:")
+        print(*(f"  {fault.name}: {fault.reason}" for fault in faults), sep="\n")
+    return 1 if faults else 0

@@ -1,60 +1,29 @@
-"""Writing a data set in nnU-Net's raw format: whole or not at all, every case checked."""
+"""Writing a data set in nnU-Net's raw format: whole or not at all, every case checked.
+
+Only where it is asked for, cases that cannot be converted are left out, and named.
+"""
 
 import json
-import multiprocessing
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import SimpleITK
 from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_json
-from tqdm import tqdm
+
+from nnunet_ssl.conversion.cases import Case, Fault, Role
+from nnunet_ssl.conversion.checks import check_images, check_labels
+from nnunet_ssl.data.image_files import fault_of_the_machine
+from nnunet_ssl.data.in_processes import in_processes
+from nnunet_ssl.data.older_conversions import CONVERTED_BY
+from nnunet_ssl.data.raw_files import read_json_file
 
 ENDING = ".nii.gz"
-CONVERTED_BY = "nnunet_ssl"
-
-
-class Role(StrEnum):
-    """What a case is for: the ending of nnU-Net's folder names."""
-
-    LABELED = "Tr"
-    TEST = "Ts"
-    UNLABELED = "Un"
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A case in memory: one image per channel, and its labels if it has any, all of one size."""
-
-    channels: list[SimpleITK.Image]
-    labels: SimpleITK.Image | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """A case to be converted.
-
-    Attributes:
-        name: its id, the source's own.
-        role: which of nnU-Net's folders it goes to.
-        source: the file or folder of the image, which errors name.
-        read: returns the case; picklable, because cases are converted by several processes.
-        label_source: the file of the labels, which errors about them name; None where it is the image's.
-    """
-
-    name: str
-    role: Role
-    source: Path
-    read: Callable[[], Scan]
-    label_source: Path | None = None
+LEFT_OUT = "left_out.json"
 
 
 @dataclass(frozen=True)
@@ -69,6 +38,11 @@ class Description:
         license: as far as it is stated there.
         patient_pattern: regular expression whose first group is the patient in a case id.
         regions_class_order: nnU-Net's, when there are regions.
+        unit: what takes the place of a patient, where it is known that the pattern gives none.
+        border_images: how many images on each side of a border between validation and training a random split leaves
+            out, because consecutive numbers are often one patient; 0 for none.
+        version: of the conversion; a higher one replaces data sets that `older_conversions` names.
+        dimensions: of every image.
     """
 
     name: str
@@ -78,6 +52,10 @@ class Description:
     license: str
     patient_pattern: str
     regions_class_order: tuple[int, ...] | None = None
+    unit: str = "patients"
+    border_images: int = 0
+    version: int = 1
+    dimensions: int = 3
 
     @property
     def label_values(self) -> set[int]:
@@ -87,46 +65,91 @@ class Description:
 
 
 def write_raw_dataset(
-    description: Description, dataset_id: int, cases: list[Case], num_processes: int = 2, overwrite: bool = False
+    description: Description,
+    dataset_id: int,
+    listing: Iterable[Case | Fault],
+    num_processes: int = 2,
+    overwrite: bool = False,
+    allow_missing: bool = False,
 ) -> Path:
     """Write `nnUNet_raw/DatasetXXX_Name` and return it. On any error nothing is left behind.
 
     Args:
         description: of the data set.
         dataset_id: its number, 1 to 999.
-        cases: what to convert.
+        listing: what the source holds.
         num_processes: how many convert at once.
         overwrite: whether a data set of this name is replaced.
+        allow_missing: whether cases that cannot be converted are left out; `left_out` returns them then.
 
     Raises:
-        ValueError: the data set exists; its id is taken; two cases have one name; a case is damaged, has other label
-            values than the data set, or labels of another size than its image.
+        ValueError: the data set exists; its id is taken; a case cannot be converted (two have its name, a file is
+            missing or damaged, a header is odd, its labels have other values or another grid); none can be.
     """
-    for name, number in Counter((case.name, case.role == Role.TEST) for case in cases).items():
-        if number > 1:
-            raise ValueError(f"the source has more than one case {name[0]}")
+    cases, faults = sort_out(listing)
     folder = dataset_folder(dataset_id, description.name, overwrite)
     inside = [case.source for case in cases if case.source.resolve().is_relative_to(folder.resolve())]
     if inside:
         raise ValueError(f"{inside[0]} lies in {folder}, which would be replaced: choose another id with -d")
+    if faults and not allow_missing:
+        raise refusal(faults[0])
     with staged(folder) as staging:
-        for case in cases:
-            (staging / f"images{case.role}").mkdir(parents=True, exist_ok=True)
-        convert_all(cases, staging, description.label_values, num_processes)
-        generate_dataset_json(
-            str(staging),
-            channel_names=dict(description.channel_names),
-            labels=dict(description.labels),
-            num_training_cases=sum(case.role == Role.LABELED for case in cases),
-            file_ending=ENDING,
-            regions_class_order=description.regions_class_order,
-            dataset_name=description.name,
-            reference=description.reference,
-            license=description.license,
-            converted_by=CONVERTED_BY,
-            patient_pattern=description.patient_pattern,
-        )
+        converted, broken = convert_all(cases, staging, description, num_processes, allow_missing)
+        faults += broken
+        if not converted:
+            raise ValueError(f"none of {len(faults)} cases can be converted; {faults[0].name}: {faults[0].reason}")
+        if faults:
+            (staging / LEFT_OUT).write_text(json.dumps([asdict(fault) for fault in faults], indent=2))
+        num_labeled = sum(case.role == Role.LABELED for case in converted)
+        write_dataset_json(staging, description, num_labeled)
     return folder
+
+
+def sort_out(listing: Iterable[Case | Fault]) -> tuple[list[Case], list[Fault]]:
+    """Return the cases of a listing, and its faults; two cases of one name are a fault."""
+    of_name: dict[tuple[str, bool], list[Case]] = {}
+    faults = []
+    for item in listing:
+        if isinstance(item, Fault):
+            faults.append(item)
+        else:
+            of_name.setdefault((item.name, item.role == Role.TEST), []).append(item)
+    for (name, _), same in of_name.items():
+        if len(same) > 1:
+            places = " and ".join(str(case.source) for case in same)
+            faults.append(Fault(name, f"the source has more than one case {name}: {places}"))
+    return [same[0] for same in of_name.values() if len(same) == 1], faults
+
+
+def refusal(fault: Fault) -> ValueError:
+    """Return the error for a case that cannot be converted and is not to be left out."""
+    return ValueError(f"{fault.name}: {fault.reason}; --allow-missing leaves such cases out")
+
+
+def left_out(folder: Path) -> list[Fault]:
+    """Return the cases that are not in a data set because they could not be converted."""
+    file = folder / LEFT_OUT
+    return [Fault(**fault) for fault in json.loads(file.read_text())] if file.is_file() else []
+
+
+def write_dataset_json(folder: Path, description: Description, num_labeled: int) -> None:
+    """Write dataset.json."""
+    generate_dataset_json(
+        str(folder),
+        channel_names=dict(description.channel_names),
+        labels=dict(description.labels),
+        num_training_cases=num_labeled,
+        file_ending=ENDING,
+        regions_class_order=description.regions_class_order,
+        dataset_name=description.name,
+        reference=description.reference,
+        license=description.license,
+        converted_by=CONVERTED_BY,
+        converter_version=description.version,
+        patient_pattern=description.patient_pattern,
+        unit=description.unit,
+        border_images=description.border_images,
+    )
 
 
 def dataset_folder(dataset_id: int, name: str, overwrite: bool) -> Path:
@@ -156,7 +179,7 @@ def dataset_folder(dataset_id: int, name: str, overwrite: bool) -> Path:
 def is_ours(folder: Path) -> bool:
     """Return whether a conversion made a data set, so that it may be replaced."""
     file = folder / "dataset.json"
-    return file.is_file() and json.loads(file.read_text()).get("converted_by") == CONVERTED_BY
+    return file.is_file() and read_json_file(file).get("converted_by") == CONVERTED_BY
 
 
 @contextmanager
@@ -176,58 +199,63 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def convert_all(cases: list[Case], staging: Path, label_values: set[int], num_processes: int) -> None:
-    """Convert all cases, with a progress bar; the first error stops the others."""
-    convert = partial(convert_case, staging=staging, label_values=label_values)
-    with tqdm(total=len(cases), desc="Converting") as bar:
-        if num_processes == 1:
-            for case in cases:
-                convert(case)
-                bar.update()
-            return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(num_processes, len(cases)), mp_context=context) as executor:
-            try:
-                for job in as_completed([executor.submit(convert, case) for case in cases]):
-                    job.result()
-                    bar.update()
-            finally:
-                executor.shutdown(cancel_futures=True)
+def convert_all(
+    cases: list[Case], staging: Path, description: Description, num_processes: int, allow_missing: bool
+) -> tuple[list[Case], list[Fault]]:
+    """Convert all cases, with a progress bar, and return those that are, and the faults of the others.
+
+    Raises:
+        ValueError: the first fault, which stops the others; not with `allow_missing`.
+    """
+    convert = partial(convert_case, staging=staging, description=description)
+    converted, faults = [], []
+    for case, fault in zip(cases, in_processes(convert, cases, num_processes, "Converting"), strict=True):
+        if fault is None:
+            converted.append(case)
+        elif allow_missing:
+            faults.append(fault)
+        else:
+            raise refusal(fault)
+    return converted, faults
 
 
-def convert_case(case: Case, staging: Path, label_values: set[int]) -> None:
-    """Check a case and write its files."""
-    scan = case.read()
-    check_images(scan.channels, case.source)
+def convert_case(case: Case, staging: Path, description: Description) -> Fault | None:
+    """Write the files of a case; return what is wrong with it instead, if it is.
+
+    Raises:
+        OSError, RuntimeError: the machine's fault: a file cannot be written, memory does not suffice.
+    """
+    try:
+        scan = case.read()
+        check_images(scan.channels, case.source, description.dimensions)
+        if scan.labels is not None:
+            check_labels(scan.labels, scan.channels[0], case.label_source or case.source, description.label_values)
+    except (ValueError, OSError, RuntimeError) as error:
+        if fault_of_the_machine(error):
+            raise
+        return Fault(case.name, reason_of(error, case.source))
+    for channel, image in enumerate(scan.channels):
+        write_image(image, staging / f"images{case.role}" / f"{case.name}_{channel:04d}{ENDING}")
     if scan.labels is not None:
-        check_labels(scan.labels, scan.channels[0], case.label_source or case.source, label_values)
         labels = SimpleITK.Cast(scan.labels, SimpleITK.sitkUInt8)
         labels.CopyInformation(scan.channels[0])
-        (staging / f"labels{case.role}").mkdir(exist_ok=True)
-        SimpleITK.WriteImage(labels, str(staging / f"labels{case.role}" / f"{case.name}{ENDING}"))
-    for channel, image in enumerate(scan.channels):
-        SimpleITK.WriteImage(image, str(staging / f"images{case.role}" / f"{case.name}_{channel:04d}{ENDING}"))
+        write_image(labels, staging / f"labels{case.role}" / f"{case.name}{ENDING}")
+    return None
 
 
-def check_images(channels: list[SimpleITK.Image], source: Path) -> None:
-    """Raise a ValueError when channels differ in size, or a value is not finite."""
-    sizes = {image.GetSize() for image in channels}
-    if len(sizes) > 1:
-        raise ValueError(f"{source}: its channels differ in size, {' and '.join(map(str, sorted(sizes)))} voxels")
-    if not all(np.isfinite(SimpleITK.GetArrayViewFromImage(image)).all() for image in channels):
-        raise ValueError(f"{source}: the image holds values that are not finite (NaN or infinite)")
+def reason_of(error: Exception, source: Path) -> str:
+    """Return what an error says, on one line and with a file."""
+    if isinstance(error, ValueError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or source}: {error.strerror}"
+    return f"{source}: {str(error).strip().splitlines()[-1]}"
 
 
-def check_labels(labels: SimpleITK.Image, image: SimpleITK.Image, source: Path, label_values: set[int]) -> None:
-    """Raise a ValueError when labels are not on the image's grid, or hold other values than expected."""
-    if labels.GetSize() != image.GetSize():
-        raise ValueError(f"{source}: the labels have {labels.GetSize()} voxels, the image {image.GetSize()}")
-    for name, found, expected in (
-        ("spacing", labels.GetSpacing(), image.GetSpacing()),
-        ("direction", labels.GetDirection(), image.GetDirection()),
-    ):
-        if not np.allclose(found, expected, rtol=1e-2, atol=1e-2):
-            raise ValueError(f"{source}: the labels have the {name} {found}, the image {expected}")
-    unexpected = set(np.unique(SimpleITK.GetArrayViewFromImage(labels)).tolist()) - label_values
-    if unexpected:
-        raise ValueError(f"{source}: label value {min(unexpected)} found, expected only {sorted(label_values)}")
+def write_image(image: SimpleITK.Image, file: Path) -> None:
+    """Write an image; an OSError names the file when that cannot be done."""
+    file.parent.mkdir(exist_ok=True)
+    try:
+        SimpleITK.WriteImage(image, str(file))
+    except RuntimeError as error:
+        raise OSError(f"{file} cannot be written: {str(error).strip().splitlines()[-1]}") from error

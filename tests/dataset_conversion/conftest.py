@@ -1,11 +1,19 @@
 """Reading what a converter wrote, and writing trees in the layouts of the sources."""
 
+import gzip
+import json
+import struct
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK
 from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+from nnunet_ssl.commands.cli import main
+
+PIXDIM_Z, SROW_X_Y, QOFFSET_X = 88, 284, 268  # where they stand in a NIfTI header
 
 
 @pytest.fixture
@@ -60,3 +68,58 @@ def check_integrity(folder: Path) -> None:
 def assert_nothing_left(raw: Path) -> None:
     """A failed conversion leaves neither a data set nor a temporary folder."""
     assert list(raw.iterdir()) == []
+
+
+def patch_nifti(file: Path, offset: int, value: float) -> None:
+    """Put a number into a NIfTI header, which no library would write."""
+    is_packed = file.suffix == ".gz"
+    content = bytearray(gzip.decompress(file.read_bytes()) if is_packed else file.read_bytes())
+    struct.pack_into("<f", content, offset, value)
+    file.write_bytes(gzip.compress(bytes(content)) if is_packed else content)
+
+
+def shear_nifti(file: Path) -> None:
+    """Write a file again with axes that are not perpendicular."""
+    affine = np.diag([1.5, 1.5, 8.0, 1.0])
+    affine[0, 1] = 0.5
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(nibabel.load(file).dataobj), affine), file)
+
+
+def shear(file: Path) -> None:
+    """Write a .nrrd or .mha file again with axes that are not perpendicular."""
+    image = SimpleITK.ReadImage(str(file))
+    direction = np.eye(image.GetDimension())
+    direction[0, 1] = 0.3
+    image.SetDirection(direction.ravel().tolist())
+    SimpleITK.WriteImage(image, str(file))
+
+
+def assert_left_out(converter: str, source: Path, raw: Path, capsys, left_out: dict[str, str]) -> Path:
+    """Refused without the option, with the first case named; with it the rest is converted, and the cases are named.
+
+    Args:
+        left_out: by case, part of the reason.
+    """
+    command = ["convert", converter, "-i", str(source), "-np", "1"]
+    first = next(iter(left_out))
+    assert main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"nnunet_ssl convert {converter}: {first}: " in error
+    assert left_out[first] in error
+    assert error.endswith("; --allow-missing leaves such cases out")
+    assert_nothing_left(raw)
+    assert main([*command, "--allow-missing"]) == 1
+    said = capsys.readouterr().out.partition(f"left out, {len(left_out)} that cannot be converted:\n")[2].splitlines()
+    assert len(said) == len(left_out)
+    for line, (case, reason) in zip(said, left_out.items(), strict=True):
+        assert line.startswith(f"  {case}: ")
+        assert reason in line
+    (folder,) = raw.iterdir()
+    labeled = names(folder / "labelsTr")
+    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == len(labeled)
+    for role in ("Tr", "Ts", "Un"):
+        there = {name[:-5] for name in names(folder / f"images{role}")}
+        assert not there & set(left_out)
+        assert role == "Un" or set(names(folder / f"labels{role}")) <= there
+    assert set(labeled) == {name[:-5] for name in names(folder / "imagesTr")}
+    return folder

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,12 +12,17 @@ from nnunet_ssl.commands.cli import main
 from nnunet_ssl.dataset_conversion.Dataset027_ACDC import convert
 from tests.conftest import SHARED_DATA
 from tests.dataset_conversion.conftest import (
+    PIXDIM_Z,
+    SROW_X_Y,
+    assert_left_out,
     assert_nothing_left,
     check_integrity,
     names,
+    patch_nifti,
     random_labels,
     random_volume,
     read,
+    shear_nifti,
     spacing_of,
     write,
 )
@@ -152,15 +158,156 @@ def test_faults_are_named_and_leave_nothing(raw, challenge, damage, message, cap
     assert_nothing_left(raw)
 
 
+def sheared(tree):
+    shear_nifti(tree / "training" / "patient003" / "patient003_frame04.nii.gz")
+
+
+def sheared_sform(tree):
+    patch_nifti(tree / "training" / "patient003" / "patient003_frame04.nii.gz", SROW_X_Y, 0.5)
+
+
+def no_spacing(tree):
+    patch_nifti(tree / "training" / "patient003" / "patient003_frame04.nii.gz", PIXDIM_Z, 0.0)
+
+
+def spacing_of_labels_is_no_number(tree):
+    patch_nifti(tree / "training" / "patient003" / "patient003_frame04_gt.nii.gz", PIXDIM_Z, float("nan"))
+
+
+def flat(tree):
+    write(random_volume(0)[0], tree / "training" / "patient003" / "patient003_frame04.nii.gz")
+
+
+def colored(tree):
+    image = SimpleITK.GetImageFromArray(np.zeros((4, 12, 10, 3), np.uint8), isVector=True)
+    SimpleITK.WriteImage(image, str(tree / "training" / "patient003" / "patient003_frame04_gt.nii.gz"))
+
+
+def no_number(tree):
+    volume = random_volume(0)
+    volume[1, 2, 3] = np.inf
+    write(volume, tree / "training" / "patient003" / "patient003_frame04.nii.gz", SPACING)
+
+
+def only_the_annotation(tree):
+    missing_frame(tree)
+    (tree / "training" / "patient003" / "Info.cfg").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (missing_frame, "patient003_frame04.nii.gz is missing, which Info.cfg names"),
+        (only_the_annotation, "patient003_frame04.nii.gz is missing, which patient003_frame04_gt.nii.gz names"),
+        (remove_annotation, "patient003_frame04_gt.nii.gz is missing"),
+        (cut_off, "patient003_frame04.nii.gz is damaged"),
+        (wrong_value, "patient003_frame04_gt.nii.gz: label value 4 found"),
+        (wrong_size, "patient003_frame04_gt.nii.gz: the labels have (11, 12, 4) voxels"),
+        (other_direction, "patient003_frame04_gt.nii.gz: the labels have the direction"),
+        (sheared, "patient003_frame04.nii.gz: the axes in its header are not perpendicular"),
+        (sheared_sform, "patient003_frame04.nii.gz: the axes in its header are not perpendicular"),
+        (no_spacing, "patient003_frame04.nii.gz: its header gives the voxel size 1.5 x 1.5 x 0 mm"),
+        (spacing_of_labels_is_no_number, "patient003_frame04_gt.nii.gz: its header holds values that are not finite"),
+        (flat, "patient003_frame04.nii.gz has 2 dimensions, expected 3"),
+        (colored, "patient003_frame04_gt.nii.gz holds 3 values in each voxel, expected 1"),
+        (no_number, "patient003_frame04.nii.gz: the image holds values that are not finite"),
+    ],
+)
+def test_broken_frame_is_left_out_and_the_rest_converted(raw, challenge, damage, reason, capsys):
+    damage(challenge)
+    folder = assert_left_out("ACDC", challenge, raw, capsys, {"patient003_frame04": reason})
+    assert names(folder / "labelsTr") == ["patient002_frame01", "patient002_frame09", "patient003_frame01"]
+
+
+def test_several_broken_cases_are_all_named(raw, challenge, capsys):
+    no_spacing(challenge)
+    no_annotation_of_a_test_patient(challenge)
+    for file in (challenge / "training" / "patient002").iterdir():
+        file.unlink()
+    reasons = {
+        "patient002": "has no patient002_frameYY",
+        "patient011_frame03": "is missing",
+        "patient003_frame04": "voxel",
+    }
+    folder = assert_left_out("ACDC", challenge, raw, capsys, reasons)
+    assert names(folder / "labelsTr") == ["patient003_frame01"]
+    assert "patient011_frame03" not in names(folder / "labelsTs")
+
+
+def no_sequence(file):
+    file.unlink()
+
+
+def no_fourth_dimension(file):
+    write(random_volume(0), file, SPACING)
+
+
+def fewer_phases(file):
+    (file.parent / "Info.cfg").write_text("ED: 1\nES: 4\nNbFrame: 12\n")
+
+
+def sheared_sequence(file):
+    patch_nifti(file, SROW_X_Y, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (no_sequence, "patient003_4d.nii.gz is missing"),
+        (no_fourth_dimension, "patient003_4d.nii.gz has 3 dimensions, expected 4"),
+        (fewer_phases, "patient003_4d.nii.gz has 5 phases, Info.cfg says 12"),
+        (sheared_sequence, "patient003_4d.nii.gz: the axes in its header are not perpendicular"),
+    ],
+)
+def test_broken_sequence_costs_its_phases_only(raw, challenge, damage, reason, capsys):
+    damage(challenge / "training" / "patient003" / "patient003_4d.nii.gz")
+    command = ["convert", "ACDC", "-i", str(challenge), "-np", "1", "--unlabeled-frames", "all"]
+    assert main(command) == 2
+    assert reason in capsys.readouterr().err
+    assert main([*command, "--allow-missing"]) == 1
+    assert f"  patient003_4d: {challenge}" in (said := capsys.readouterr().out)
+    assert reason in said
+    folder = raw / "Dataset027_ACDC"
+    assert len(names(folder / "labelsTr")) == 4
+    assert {name[:10] for name in names(folder / "imagesUn")} == {"patient002", "patient011", "patient101"}
+
+
+def test_annotated_frame_that_is_broken_does_not_become_unlabeled(raw, challenge):
+    missing_frame(challenge)
+    folder = convert(challenge, unlabeled_frames="train", num_processes=1, allow_missing=True)
+    assert "patient003_frame03_0000" in names(folder / "imagesUn")
+    assert "patient003_frame04_0000" not in names(folder / "imagesUn")
+
+
+def test_patient_that_is_there_twice_is_left_out(raw, challenge, capsys):
+    shutil.copytree(challenge / "training" / "patient003", challenge / "copy" / "patient003")
+    reason = "the source has more than one case"
+    folder = assert_left_out(
+        "ACDC", challenge, raw, capsys, {"patient003_frame01": reason, "patient003_frame04": reason}
+    )
+    assert names(folder / "labelsTr") == ["patient002_frame01", "patient002_frame09"]
+
+
+def test_nothing_that_can_be_converted_is_refused(raw, challenge, capsys):
+    for file in challenge.glob("*/*/*_gt.nii.gz"):
+        file.write_bytes(b"no image")
+    assert main(["convert", "ACDC", "-i", str(challenge), "-np", "1", "--allow-missing"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "none of 8 cases can be converted; patient101_frame01: " in error
+    assert_nothing_left(raw)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "has no known layout of ACDC, expected training/patientXXX"),
         (["--unlabeled-frames"], "--unlabeled-frames needs the challenge's 4-D sequences"),
+        (["--spacing", "1", "1", "0"], "--spacing is three lengths above 0 mm, got 1.0 1.0 0.0"),
+        (["--spacing", "1", "1", "nan"], "--spacing is three lengths above 0 mm, got 1.0 1.0 nan"),
         (["-np", "0"], "-np is a number of processes, at least 1, got 0"),
     ],
 )
 def test_wrong_use_is_one_sentence(raw, source, arguments, message, capsys):
+    write_h5(source / "patient003_frame01.h5", random_volume(1), random_labels(1, VALUES))
     assert main(["convert", "ACDC", "-i", str(source), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -2,16 +2,21 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from nnunet_ssl.dataset_conversion.Dataset243_BraTS19 import convert
 from nnunet_ssl.splits.protocols import load_benchmark
 from tests.dataset_conversion.conftest import (
+    PIXDIM_Z,
+    assert_left_out,
     assert_nothing_left,
     check_integrity,
     names,
+    patch_nifti,
     random_labels,
     random_volume,
     read,
+    shear_nifti,
     write,
 )
 
@@ -69,3 +74,71 @@ def test_faults_are_named(raw, tree, source):
     with pytest.raises(ValueError, match="no known layout of BraTS 2019, expected HGG"):
         convert(folder)
     assert_nothing_left(raw)
+
+
+def no_labels(folder):
+    (folder / f"{TRAIN}_seg.nii.gz").unlink()
+
+
+def no_files(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def sheared(folder):
+    shear_nifti(folder / f"{TRAIN}_flair.nii.gz")
+
+
+def sheared_labels(folder):
+    shear_nifti(folder / f"{TRAIN}_seg.nii.gz")
+
+
+def spacing_is_no_number(folder):
+    patch_nifti(folder / f"{TRAIN}_flair.nii.gz", PIXDIM_Z, float("nan"))
+
+
+def unknown_value(folder):
+    write(random_labels(0, (0, 3)), folder / f"{TRAIN}_seg.nii.gz")
+
+
+def other_grid(folder):
+    write(LABELS, folder / f"{TRAIN}_seg.nii.gz", (1.0, 1.0, 3.0))
+
+
+def colored_labels(folder):
+    image = SimpleITK.GetImageFromArray(np.zeros((4, 12, 10, 3), np.uint8), isVector=True)
+    SimpleITK.WriteImage(image, str(folder / f"{TRAIN}_seg.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (no_labels, f"{TRAIN}_seg.nii.gz is missing"),
+        (no_files, f"{TRAIN}_flair.nii.gz is missing"),
+        (sheared, f"{TRAIN}_flair.nii.gz: the axes in its header are not perpendicular"),
+        (sheared_labels, f"{TRAIN}_seg.nii.gz: the axes in its header are not perpendicular"),
+        (spacing_is_no_number, f"{TRAIN}_flair.nii.gz: its header holds values that are not finite"),
+        (unknown_value, f"{TRAIN}_seg.nii.gz: label value 3 found"),
+        (other_grid, f"{TRAIN}_seg.nii.gz: the labels have the spacing (1.0, 1.0, 3.0)"),
+        (colored_labels, f"{TRAIN}_seg.nii.gz holds 3 values in each voxel, expected 1"),
+    ],
+)
+def test_broken_case_is_left_out_and_the_rest_converted(raw, tree, source, damage, reason, capsys):
+    damage(source / "MICCAI_BraTS_2019_Data_Training" / "HGG" / TRAIN)
+    folder = assert_left_out("BraTS19", tree, raw, capsys, {TRAIN: reason})
+    assert names(folder / "labelsTs") == [TEST]
+
+
+def test_channel_that_is_not_used_may_be_broken(raw, tree, source):
+    (source / "MICCAI_BraTS_2019_Data_Training" / "HGG" / TRAIN / f"{TRAIN}_t1.nii.gz").write_bytes(b"")
+    assert names(convert(tree, num_processes=1) / "labelsTr") == [TRAIN]
+    with pytest.raises(ValueError, match=f"{TRAIN}: .*{TRAIN}_t1.nii.gz is damaged.*; --allow-missing leaves"):
+        convert(tree, dataset_id=244, all_channels=True, num_processes=1)
+
+
+def test_channel_on_another_grid_is_refused(raw, tree, source):
+    write(
+        random_volume(1), source / "MICCAI_BraTS_2019_Data_Training" / "HGG" / TRAIN / f"{TRAIN}_t1.nii.gz", (1, 1, 2)
+    )
+    with pytest.raises(ValueError, match=r"channel 1 has the spacing \(1.0, 1.0, 2.0\), channel 0 \(1.0, 1.0, 1.0\)"):
+        convert(tree, all_channels=True, num_processes=1)

@@ -6,12 +6,14 @@ from nnunet_ssl.dataset_conversion.Dataset128_LA import convert
 from nnunet_ssl.splits.protocols import load_benchmark
 from tests.conftest import SHARED_DATA
 from tests.dataset_conversion.conftest import (
+    assert_left_out,
     assert_nothing_left,
     check_integrity,
     names,
     random_labels,
     random_volume,
     read,
+    shear,
     spacing_of,
     write,
 )
@@ -73,6 +75,85 @@ def test_faults_are_named(raw, challenge, source):
     with pytest.raises(ValueError, match="no known layout of LA, expected Training Set"):
         convert(source / "Testing Set")
     assert_nothing_left(raw)
+
+
+def no_labels(folder):
+    (folder / "laendo.nrrd").unlink()
+
+
+def no_image(folder):
+    (folder / "lgemri.nrrd").unlink()
+
+
+def neither(folder):
+    no_labels(folder)
+    no_image(folder)
+
+
+def sheared(folder):
+    shear(folder / "lgemri.nrrd")
+
+
+def sheared_labels(folder):
+    shear(folder / "laendo.nrrd")
+
+
+def no_spacing(folder):
+    file = folder / "lgemri.nrrd"
+    file.write_bytes(file.read_bytes().replace(b"(0,0,1)", b"(0,0,0)"))
+
+
+def flat(folder):
+    write(random_volume(0)[0], folder / "lgemri.nrrd")
+
+
+def cut_off(folder):
+    file = folder / "lgemri.nrrd"
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def other_grid(folder):
+    write(random_labels(0, (0, 255), (4, 12, 11)), folder / "laendo.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (no_labels, "laendo.nrrd is missing, the other half of a pair"),
+        (no_image, "lgemri.nrrd is missing, the other half of a pair"),
+        (neither, f"{TRAIN} has neither lgemri.nrrd nor mri_norm2.h5"),
+        (sheared, "lgemri.nrrd: the axes in its header are not perpendicular"),
+        (sheared_labels, "laendo.nrrd: the axes in its header are not perpendicular"),
+        (no_spacing, "lgemri.nrrd: its header gives a voxel size of 0"),
+        (flat, "lgemri.nrrd has 2 dimensions, expected 3"),
+        (cut_off, "lgemri.nrrd is damaged, or no image"),
+        (other_grid, "laendo.nrrd: the labels have (11, 12, 4) voxels, the image (10, 12, 4)"),
+    ],
+)
+def test_broken_case_is_left_out_and_the_rest_converted(raw, challenge, damage, reason, capsys):
+    damage(challenge / "Training Set" / TRAIN)
+    folder = assert_left_out("LA", challenge, raw, capsys, {TRAIN: reason})
+    assert names(folder / "labelsTs") == [TEST]
+
+
+def test_broken_hdf5_file_is_left_out(raw, source, capsys):
+    for case, shape in ((TRAIN, (12, 10)), (TEST, (12, 10, 4))):
+        (source / case).mkdir()
+        with h5py.File(source / case / "mri_norm2.h5", "w") as opened:
+            opened["image"], opened["label"] = random_volume(1, shape), random_labels(1, (0, 1), shape)
+    assert_left_out("LA", source, raw, capsys, {TRAIN: "mri_norm2.h5 has 2 dimensions, expected 3"})
+
+
+def test_folder_of_one_case_is_that_case(raw, challenge):
+    folder = convert(challenge / "Training Set" / TRAIN, num_processes=1)
+    assert [names(folder / f"images{role}") for role in ("Tr", "Ts")] == [[f"{TRAIN}_0000"], []]
+
+
+def test_cases_of_the_lists_that_are_not_here_are_said(raw, challenge, capsys):
+    (challenge / "train.list").write_text("\n".join(load_benchmark("la").train))
+    (challenge / "test.list").write_text("\n".join(load_benchmark("la").test))
+    convert(challenge, num_processes=1)
+    assert "note: cases of test.list and train.list that are not here: 98 (" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real LA data are not here")

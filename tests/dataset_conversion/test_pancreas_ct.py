@@ -7,10 +7,14 @@ import SimpleITK
 from nnunet_ssl.data.image_files import kept_locale
 from nnunet_ssl.dataset_conversion.Dataset182_PancreasCT import convert
 from tests.dataset_conversion.conftest import (
+    PIXDIM_Z,
+    assert_left_out,
     assert_nothing_left,
     check_integrity,
     names,
+    patch_nifti,
     read,
+    shear_nifti,
     spacing_of,
     write,
 )
@@ -30,7 +34,7 @@ def abdomen() -> tuple[np.ndarray, np.ndarray]:
     return image, label
 
 
-def write_dicom(image: np.ndarray, folder) -> None:
+def write_dicom(image: np.ndarray, folder, step: float = SPACING[2]) -> None:
     """Write a series whose files are in no order of position."""
     folder.mkdir(parents=True)
     for index, plane in enumerate(image):
@@ -41,7 +45,7 @@ def write_dicom(image: np.ndarray, folder) -> None:
             ("0020|000e", "1.2.826.0.1.3680043.2.1125.1"),
             ("0020|000d", "1.2.826.0.1.3680043.2.1125"),
             ("0008|0018", f"1.2.826.0.1.3680043.2.1125.1.{index + 1}"),
-            ("0020|0032", f"0\\0\\{index * SPACING[2]}"),
+            ("0020|0032", f"0\\0\\{index * step}"),
             ("0020|0037", "1\\0\\0\\0\\1\\0"),
             ("0020|0013", str(index)),
             ("0018|0050", str(SPACING[2])),
@@ -136,3 +140,84 @@ def test_faults_are_named_and_leave_nothing(raw, archive, damage, message):
     with pytest.raises(ValueError, match=message):
         convert(archive, num_processes=1)
     assert_nothing_left(raw)
+
+
+def series_of(tree):
+    return tree / "Pancreas-CT" / f"PANCREAS_{TRAIN}" / "study" / "series"
+
+
+def no_slices(tree):
+    for file in series_of(tree).iterdir():
+        file.unlink()
+
+
+def missing_slice_in_between(tree):
+    (series_of(tree) / "1.dcm").unlink()  # the fourth of six
+    write(abdomen()[1][:5], tree / "TCIA_pancreas_labels" / f"label{TRAIN}.nii.gz", SPACING)
+
+
+def missing_last_slice(tree):
+    (series_of(tree) / "5.dcm").unlink()
+
+
+def damaged_slice(tree):
+    file = series_of(tree) / "1.dcm"
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def pixels_of_no_size(tree):
+    for file in series_of(tree).iterdir():
+        file.write_bytes(file.read_bytes().replace(b".8\\.8 ", b"0\\0   "))
+
+
+def pixels_of_any_size(tree):
+    file = series_of(tree) / "4.dcm"
+    file.write_bytes(file.read_bytes().replace(b".8\\.8 ", b"nan\\1 "))
+
+
+def slices_in_one_place(tree):
+    no_slices(tree)
+    write_dicom(abdomen()[0], series_of(tree).with_name("again"), step=0.0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (no_label, f"label{TRAIN}.nii.gz is missing, the label of "),
+        (second_image, f"are both number {TRAIN}: keep one of them"),
+        (other_size, f"label{TRAIN}.nii.gz has (23, 20, 6) voxels"),
+        (empty_label, f"label{TRAIN}.nii.gz is empty"),
+        (second_series, f"PANCREAS_{TRAIN} holds 2 DICOM series, expected 1"),
+        (no_slices, f"PANCREAS_{TRAIN} holds 0 DICOM series, expected 1"),
+        (
+            missing_slice_in_between,
+            "slices are 2 to 4 mm apart: one is missing, or is there twice, near 4.dcm and 8.dcm",
+        ),
+        (missing_last_slice, f"label{TRAIN}.nii.gz has (24, 20, 6) voxels, its image "),
+        (damaged_slice, "1.dcm is damaged, or no DICOM file, one of 1 beside 5 slices"),
+        (pixels_of_no_size, "dcm: its header gives the pixel size 0 x 0 mm, expected lengths above 0"),
+        (pixels_of_any_size, "4.dcm: its tag (0028,0030) holds 'nan\\\\1', expected 2 numbers"),
+        (slices_in_one_place, "slices are 0 to 0 mm apart"),
+    ],
+)
+def test_broken_scan_is_left_out_and_the_rest_converted(raw, archive, damage, reason, capsys):
+    damage(archive)
+    folder = assert_left_out("PancreasCT", archive, raw, capsys, {f"PANCREAS_{TRAIN}": reason})
+    assert names(folder / "labelsTs") == [f"PANCREAS_{TEST}"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (shear_nifti, "PANCREAS_0002.nii.gz: the axes in its header are not perpendicular"),
+        (lambda file: patch_nifti(file, PIXDIM_Z, 0.0), "PANCREAS_0002.nii.gz: its header gives the voxel size"),
+        (lambda file: write(abdomen()[0][0], file), "PANCREAS_0002.nii.gz has 2 dimensions, expected 3"),
+    ],
+)
+def test_broken_nifti_scan_is_left_out(raw, source, damage, reason, capsys):
+    image, label = abdomen()
+    for number in (TRAIN, TEST):
+        write(image, source / f"PANCREAS_{number}.nii.gz", SPACING)
+        write(label, source / f"label{number}.nii.gz", SPACING)
+    damage(source / f"PANCREAS_{TRAIN}.nii.gz")
+    assert_left_out("PancreasCT", source, raw, capsys, {f"PANCREAS_{TRAIN}": reason})

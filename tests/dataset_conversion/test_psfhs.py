@@ -4,11 +4,13 @@ import pytest
 from nnunet_ssl.dataset_conversion.Dataset219_PSFHS import convert
 from tests.conftest import SHARED_DATA
 from tests.dataset_conversion.conftest import (
+    assert_left_out,
     assert_nothing_left,
     check_integrity,
     names,
     random_labels,
     read,
+    shear,
     write,
 )
 
@@ -62,6 +64,46 @@ def test_faults_are_named_and_leave_nothing(raw, tree, damage, message):
     with pytest.raises(ValueError, match=message):
         convert(tree, num_processes=1)
     assert_nothing_left(raw)
+
+
+def sheared(tree):
+    shear(tree / "image_mha" / "03745.mha")
+
+
+def no_spacing(tree):
+    file = tree / "label_mha" / "03745.mha"
+    file.write_bytes(file.read_bytes().replace(b"ElementSpacing = 1 1", b"ElementSpacing = 1 0"))
+
+
+def unknown_value(tree):
+    write(random_labels(1, (0, 3), (16, 18)), tree / "label_mha" / "03745.mha")
+
+
+def other_grid(tree):
+    write(LABELS, tree / "label_mha" / "03745.mha", (1.0, 2.0))
+
+
+def labels_of_three_channels(tree):
+    write(np.stack([LABELS] * 3), tree / "label_mha" / "03745.mha")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (no_label, "label_mha/03745.mha is missing"),
+        (no_image, "image_mha/03745.mha is missing"),
+        (different_channels, "image_mha/03745.mha: its three channels differ"),
+        (sheared, "image_mha/03745.mha: the axes in its header are not perpendicular"),
+        (no_spacing, "label_mha/03745.mha: its header gives a voxel size of 0"),
+        (unknown_value, "label_mha/03745.mha: label value 3 found"),
+        (other_grid, "label_mha/03745.mha: the labels have the spacing (1.0, 2.0)"),
+        (labels_of_three_channels, "label_mha/03745.mha has 3 dimensions, expected 2"),
+    ],
+)
+def test_broken_pair_is_left_out_and_the_rest_converted(raw, tree, damage, reason, capsys):
+    damage(tree)
+    folder = assert_left_out("PSFHS", tree, raw, capsys, {"03745": reason})
+    assert names(folder / "labelsTr") == ["03744"]
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real PSFHS data are not here")
