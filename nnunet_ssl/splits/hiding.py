@@ -2,75 +2,153 @@
 
 The label goes to `labelsHidden`, the image to `imagesUn`, and `numTraining` follows. The label moves first when hiding
 and last when it comes back, so that `labelsHidden` names every case on its way: interrupted, either can be run again.
+Images that have no label go the same way, from `imagesTr` to `imagesUn`.
 """
 
-import glob
-import json
-from collections.abc import Iterable
+import errno
+import filecmp
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_ssl.data.preprocessed_images import write_json_atomically
+from nnunet_ssl.data.raw_files import TIFF_ENDINGS, RawDataset, files_in, some, unlabeled_images
 
-def hide(dataset: Path, cases: Iterable[str]) -> list[str]:
-    """Hide the labels of cases of a raw data set and return which were not hidden before.
 
-    Args:
-        dataset: its folder in nnUNet_raw.
-        cases: ids; those without a label (in imagesUn already) are left as they are.
+@dataclass(frozen=True)
+class Move:
+    """A file of a case, and where it goes."""
+
+    case: str
+    source: Path
+    target: Path
+
+
+def moves_to_hide(raw: RawDataset, cases: Iterable[str]) -> list[Move]:
+    """Return what has to move so that the labels of cases are hidden; nothing for those without a label.
+
+    Raises:
+        ValueError: another file has the place of one, or the cases lie elsewhere, by the key `dataset`.
     """
-    ending = file_ending(dataset)
-    hidden = []
+    _refuse_elsewhere(raw)
+    images, with_label = raw.images("imagesTr"), {*raw.labels(), *raw.labels("labelsHidden")}
+    moves = []
     for case in cases:
-        moved = move(dataset / "labelsTr" / f"{case}{ending}", dataset / "labelsHidden")
-        for image in images_of(dataset / "imagesTr", case, ending):
-            moved |= move(image, dataset / "imagesUn")
-        if moved:
-            hidden.append(case)
-    count_training_cases(dataset)
-    return hidden
+        if case in with_label:
+            moves += _moves(raw, case, [f"{case}{raw.ending}"], "labelsTr", "labelsHidden")
+            moves += _moves(raw, case, [file.name for file in images.get(case, [])], "imagesTr", "imagesUn")
+    return _checked(moves)
 
 
-def unhide(dataset: Path) -> list[str]:
-    """Bring all hidden labels and their images back and return the cases."""
-    ending = file_ending(dataset)
-    labels = sorted((dataset / "labelsHidden").glob(f"*{ending}"))
-    for label in labels:
-        for image in images_of(dataset / "imagesUn", label.name.removesuffix(ending), ending):
-            move(image, dataset / "imagesTr")
-        move(label, dataset / "labelsTr")
-    count_training_cases(dataset)
-    for folder in (dataset / "labelsHidden", dataset / "imagesUn"):
+def moves_to_show(raw: RawDataset, cases: Iterable[str] | None = None) -> list[Move]:
+    """Return what has to move so that the hidden labels of cases are back; None means all hidden ones.
+
+    Raises:
+        ValueError: as `moves_to_hide`.
+    """
+    hidden = raw.labels("labelsHidden")
+    if hidden:
+        _refuse_elsewhere(raw)
+    images, moves = raw.images("imagesUn"), []
+    for case in hidden if cases is None else cases:
+        moves += _moves(raw, case, [file.name for file in images.get(case, [])], "imagesUn", "imagesTr")
+        moves += reversed(_moves(raw, case, [f"{case}{raw.ending}"], "labelsHidden", "labelsTr"))
+    return _checked(moves)
+
+
+def moves_to_pool(raw: RawDataset) -> list[Move]:
+    """Return what has to move so that no image without a label, visible or hidden, lies in imagesTr.
+
+    Raises:
+        ValueError: as `moves_to_hide`; an image is not named as a channel of a case; there is no label at all, or one
+            without an image, which may be that of an image to be moved under another name.
+    """
+    _refuse_elsewhere(raw)
+    images = unlabeled_images(raw.folder / "imagesTr", raw.ending)
+    visible, with_label = raw.labels(), {*raw.labels(), *raw.labels("labelsHidden")}
+    without_label = [case for case in images if case not in with_label]
+    if without_label and not visible:
+        raise ValueError(f"there is no label CASE{raw.ending} in {raw.folder / 'labelsTr'}: no image would be left")
+    lost = [file.name for case, file in visible.items() if case not in images and case not in raw.images("imagesUn")]
+    if without_label and lost:
+        raise ValueError(
+            f"labels in {raw.folder / 'labelsTr'} have no image: {some(lost)}. If one is of {without_label[0]}, name "
+            f"it {without_label[0]}{raw.ending}; otherwise remove it"
+        )
+    moves = []
+    for case in without_label:  # the channels last: they tell which cases are on their way
+        names = [file.name for file in images[case]]
+        moves += reversed(_moves(raw, case, names, "imagesTr", "imagesUn"))
+    return _checked(moves)
+
+
+def carry_out(raw: RawDataset, moves: Sequence[Move]) -> list[str]:
+    """Move the files, count the training cases anew, and return whose files they were."""
+    for one in moves:
+        move(one.source, one.target)
+    _count_training_cases(raw)
+    for folder in (raw.folder / "labelsHidden", raw.folder / "imagesUn"):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    return [label.name.removesuffix(ending) for label in labels]
+    return list(dict.fromkeys(one.case for one in moves))
 
 
-def file_ending(dataset: Path) -> str:
-    """Return the ending of the data set's files, for example ".nii.gz"."""
-    return json.loads((dataset / "dataset.json").read_text())["file_ending"]
+def hide(raw: RawDataset, cases: Iterable[str]) -> list[str]:
+    """Hide the labels of cases of a raw data set and return which were not hidden before."""
+    return carry_out(raw, moves_to_hide(raw, cases))
 
 
-def images_of(folder: Path, case: str, ending: str) -> list[Path]:
-    """Return the images of a case, one for each channel."""
-    return sorted(folder.glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{ending}"))
+def unhide(raw: RawDataset, cases: Iterable[str] | None = None) -> list[str]:
+    """Bring hidden labels and their images back, all of them or those of some cases, and return the cases."""
+    return carry_out(raw, moves_to_show(raw, cases))
 
 
-def move(file: Path, folder: Path) -> bool:
-    """Move a file into a folder, if it is there; a ValueError if the folder has one of its name."""
-    if not file.exists():
-        return False
-    folder.mkdir(exist_ok=True)
-    if (folder / file.name).exists():
-        raise ValueError(f"{file.name} lies both in {file.parent} and in {folder}: remove one of them")
-    file.rename(folder / file.name)
-    return True
+def move(source: Path, target: Path) -> None:
+    """Move a file so that it is whole at one of the two places at any moment; onto another disk too."""
+    target.parent.mkdir(exist_ok=True)
+    if not os.path.lexists(target):
+        try:
+            source.rename(target)
+            return
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+        copy = target.with_name(f".{target.name}.tmp")
+        shutil.copy2(source, copy)
+        with copy.open("rb+") as opened:
+            os.fsync(opened.fileno())
+        copy.replace(target)
+    source.unlink()  # the target is whole, and the same
 
 
-def count_training_cases(dataset: Path) -> None:
+def _moves(raw: RawDataset, case: str, names: Sequence[str], source: str, target: str) -> list[Move]:
+    beside = [f"{case}.json"] if raw.ending.lower() in TIFF_ENDINGS else []
+    pairs = ((raw.folder / source / name, raw.folder / target / name) for name in (*names, *beside))
+    return [Move(case, *pair) for pair in pairs if os.path.lexists(pair[0])]
+
+
+def _checked(moves: list[Move]) -> list[Move]:
+    """Return the moves; a ValueError if another file has the place of one."""
+    for one in moves:
+        if os.path.lexists(one.target) and not filecmp.cmp(one.source, one.target, shallow=False):
+            raise ValueError(
+                f"{one.source.name} lies both in {one.source.parent} and in {one.target.parent}: remove one of them"
+            )
+    return moves
+
+
+def _refuse_elsewhere(raw: RawDataset) -> None:
+    if raw.lies_elsewhere:
+        raise ValueError(
+            f"the cases of {raw.folder.name} lie where the key 'dataset' of its dataset.json says, so that none can be "
+            "moved: put them into imagesTr and labelsTr and remove the key, or split without --hide"
+        )
+
+
+def _count_training_cases(raw: RawDataset) -> None:
     """Write the number of label files into dataset.json."""
-    file = dataset / "dataset.json"
-    content = json.loads(file.read_text())
-    number = len(list((dataset / "labelsTr").glob(f"*{content['file_ending']}")))
-    if content["numTraining"] != number:
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content | {"numTraining": number}, indent=4))
-        temporary.replace(file)
+    number = len(files_in(raw.folder / "labelsTr", raw.ending))
+    if not raw.lies_elsewhere and raw.dataset_json.get("numTraining") != number:
+        write_json_atomically(raw.dataset_json | {"numTraining": number}, raw.folder / "dataset.json", indent=4)

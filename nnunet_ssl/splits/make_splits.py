@@ -1,6 +1,5 @@
 """Dividing cases into labeled, unlabeled and validation, by patient, and writing nnU-Net's splits_final.json."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+from nnunet_ssl.data.preprocessed_images import read_json, write_json_atomically
+from nnunet_ssl.data.raw_files import some
 from nnunet_ssl.splits.protocols import Benchmark
 
 SINGLE_FOLD_OF = 5  # a split of one fold is the first of so many
@@ -24,25 +25,6 @@ class Split:
     train: list[str]
     val: list[str]
     unlabeled: list[str]
-
-
-def group_by(cases: Iterable[str], pattern: str) -> dict[str, str]:
-    """Return the group of each case: what the pattern's first group (or, without one, its match) is in the id.
-
-    Raises:
-        ValueError: the pattern is no regular expression, or does not occur in a case's id.
-    """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-    groups = {}
-    for case in cases:
-        match = compiled.search(case)
-        if match is None:
-            raise ValueError(f"the pattern {pattern!r} does not occur in the case id {case}")
-        groups[case] = match[1] if compiled.groups else match[0]
-    return groups
 
 
 def split_by_protocol(cases: Sequence[str], benchmark: Benchmark, protocol: str, allow_missing: bool = False) -> Split:
@@ -139,6 +121,31 @@ def split_at_random(
     return splits
 
 
+def split_of_one_group(cases: Sequence[str], labeled: int | float, folds: int, without_label: Iterable[str]) -> Split:
+    """Return the split of a single patient, whose cases are labeled and validated on: there is no other.
+
+    Raises:
+        ValueError: more than one labeled group or fold is asked for.
+    """
+    count_of(labeled, 1)
+    if folds != 1:
+        raise ValueError(f"--folds is 1 with a single labeled patient, got {folds}")
+    return Split(sorted(cases), sorted(cases), sorted(without_label))
+
+
+def number_or_share(text: str) -> int | float:
+    """Return "7" as 7 and "10%" as 0.1.
+
+    Raises:
+        ValueError: it is neither a whole number from 1 on nor a share up to 100 %.
+    """
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", text)
+    value = int(match[1]) if match and match[1] else float(match[2]) / 100 if match else 0
+    if not value or (isinstance(value, float) and value > 1):
+        raise ValueError(f"--labeled is a number of patients or a share such as 10%, got {text!r}")
+    return value
+
+
 def count_of(labeled: int | float, available: int) -> int:
     """Return a number of groups: itself, or that share of those available, rounded, at least 1.
 
@@ -225,20 +232,11 @@ def write_splits(file: Path, splits: Sequence[Split], overwrite: bool = False) -
     content = [asdict(split) for split in splits]
     copy = None
     if file.exists():
-        if json.loads(file.read_text()) == content:
+        if read_json(file) == content:
             return None
         if not overwrite:
             raise ValueError(f"{file} exists with another split: replace it with --overwrite (a copy is kept)")
         copy = file.with_name(f"{file.stem}_until_{datetime.now():%Y-%m-%d_%H%M%S}.json")
         copy.write_bytes(file.read_bytes())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(file)
+    write_json_atomically(content, file)
     return copy
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_ssl.data.unlabeled_pool import split_digest
+from nnunet_ssl.data.patients import groups_of
+from nnunet_ssl.data.split_file import split_digest
 from nnunet_ssl.splits.make_splits import (
     Split,
     check_disjoint,
     count_of,
     covering_order,
-    group_by,
     split_at_random,
     write_splits,
 )
@@ -104,6 +104,57 @@ def test_seed_decides_and_matters():
     assert [len(split.train) for split in first] == [4] * 5
 
 
+def test_each_fold_draws_its_labeled_groups_for_itself():
+    """And not those that stand at the same places of each fold's training part."""
+    cases = {f"case{i:02d}": f"case{i:02d}" for i in range(20)}
+    for seed in range(3):
+        splits = split_at_random(cases, dict.fromkeys(cases, frozenset({1})), 4, 5, seed)
+        training = [sorted(split.train + split.unlabeled) for split in splits]
+        places = {tuple(part.index(case) for case in split.train) for part, split in zip(training, splits, strict=True)}
+        assert len(places) == 5
+
+
+def patients(number: int, frames: int, classes: int) -> tuple[dict[str, str], dict[str, frozenset[int]]]:
+    """Return patients with 1 to `frames` cases, the group of each case, and the one or two classes that it holds."""
+    group_of, classes_of = {}, {}
+    for patient in range(number):
+        for frame in range(1 + patient % frames):
+            case = f"patient{patient:03d}_frame{frame:02d}"
+            group_of[case] = f"patient{patient:03d}"
+            classes_of[case] = frozenset({1 + (3 * patient + frame) % classes, 1 + patient * patient % classes})
+    return group_of, classes_of
+
+
+WITHOUT_LABEL = {"patient000_phase": "patient000", "patient007_phase": "patient007", "other": "other"}
+# The arguments of `patients`, labeled, folds, seed, whether WITHOUT_LABEL; then the digest of each fold. The last but
+# one has too many classes for the smallest cover.
+SPLITS = [
+    ((20, 1, 1), 4, 5, 0, False, ["651f8a3dada9", "2ea595f59208", "418ded729a36", "2c7d44c43ab5", "3e21b26ab848"]),
+    ((20, 1, 1), 4, 5, 1, False, ["227626fcdcb5", "7a43e61f5fff", "19f49cfc1dfd", "f7dd5b0727d3", "386d43e76574"]),
+    ((20, 1, 1), 0.3, 5, 12, False, ["485ee762364a", "e0bc6f8fc93d", "1c0ad8b9bf71", "aea28008451b", "c2a0997161fb"]),
+    ((23, 3, 4), 5, 5, 0, False, ["ba2cf135fce6", "ee6f088d9996", "5d47c2d86f4a", "2c8002c62028", "3822ad0381c5"]),
+    ((23, 3, 4), 5, 1, 0, False, ["ba2cf135fce6"]),
+    ((23, 3, 4), 5, 5, 0, True, ["ced1ff58b05b", "03ce95e8355a", "857c928d10e9", "f750ed4d51fb", "e5229b7c03da"]),
+    ((23, 3, 4), 0.25, 3, 7, True, ["13677d75a7dd", "73f7e2b5cdc4", "8af61f153489"]),
+    ((12, 2, 6), 5, 1, 2, True, ["14c6a0f54439"]),
+    ((4, 3, 3), 2, 1, 0, False, ["f03fa480e8f6"]),
+    ((60, 2, 14), 10, 2, 3, False, ["430b4bc8010c", "fdd44ad556f6"]),
+    ((60, 2, 30), 20, 2, 3, False, ["60c60709f418", "b427cadf5c96"]),
+    ((40, 3, 24), 14, 2, 5, True, ["96a3c62d00ce", "bc572f6cc8cb"]),
+]
+
+
+@pytest.mark.parametrize(("cases", "labeled", "folds", "seed", "has_more", "digests"), SPLITS)
+def test_random_splits_are_those_of_earlier_versions(cases, labeled, folds, seed, has_more, digests):
+    """Bit for bit: published results name a split by its seed."""
+    group_of, classes_of = patients(*cases)
+    without_label = WITHOUT_LABEL if has_more else {}
+    splits = split_at_random(group_of | without_label, classes_of, labeled, folds, seed, without_label)
+    assert [split_digest(split.train, split.val, split.unlabeled) for split in splits] == digests
+    for split in splits:
+        assert all(cases == sorted(cases) for cases in asdict(split).values())
+
+
 @pytest.mark.parametrize(
     ("labeled", "available", "number"), [(3, 10, 3), (0.1, 70, 7), (0.05, 80, 4), (0.01, 20, 1), (1.0, 8, 8)]
 )
@@ -127,13 +178,13 @@ def test_impossible_numbers_are_refused():
     [(r"^(patient\d+)", ["patient001", "patient001"]), (r"frame\d+", ["frame01", "frame12"])],
 )
 def test_group_is_the_first_group_or_the_match(pattern, groups):
-    assert list(group_by(["patient001_frame01", "patient001_frame12"], pattern).values()) == groups
+    assert list(groups_of(["patient001_frame01", "patient001_frame12"], pattern).values()) == groups
 
 
 @pytest.mark.parametrize(("pattern", "message"), [("(", "is no regular expression"), ("x", "does not occur in .* a$")])
 def test_wrong_pattern_is_named(pattern, message):
     with pytest.raises(ValueError, match=message):
-        group_by(["a"], pattern)
+        groups_of(["a"], pattern)
 
 
 @pytest.mark.parametrize(
