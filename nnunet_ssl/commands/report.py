@@ -1,8 +1,10 @@
 """Write a page about all finished trainings of a data set, compared on the validation cases of their splits.
 
-It holds mean and standard deviation of every metric, the paired difference to nnUNetTrainer with its interval and p,
-the curves of every training, the worst, median and best case of each trainer, the splits, versions and warnings. The
-page is one file that opens offline; beside it lie report.csv with every case and report.tex with the first table.
+It holds mean and standard deviation of every metric, the paired difference to nnUNetTrainer over the patients with its
+interval and p, and beside them the spread between trainings, which they do not cover; the curves of every training, the
+worst, median and best case of each trainer, the splits, versions and warnings. The page is one file that opens offline;
+beside it lie report.csv with every prediction and report.tex with the first table. Patients are what patient_pattern in
+dataset.json finds in the case ids. What is unfinished or broken is left out, and said.
 
 Several data sets and, with --results, several folders of results (seeds) are compared training by training as well.
 Trainings with the option validate_all_networks=true show the student beside the teacher.
@@ -12,13 +14,24 @@ With --predictions NAME=FOLDER ... -gt FOLDER predictions of a test set are comp
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
+from nnunet_ssl.commands.outputs import output_folder
+
 if TYPE_CHECKING:
-    from nnunet_ssl.evaluation.folders import Row, Structures
-    from nnunet_ssl.evaluation.report import Comparison, Picture, Table
+    from nnunet_ssl.evaluation.comparison import Comparison, Prediction
+    from nnunet_ssl.evaluation.folders import Row
+    from nnunet_ssl.evaluation.report import Picture
+    from nnunet_ssl.evaluation.report_tables import Table
+    from nnunet_ssl.evaluation.runs import Run
+    from nnunet_ssl.evaluation.structures import Structures
+
+
+MOST_WARNINGS = 3  # in an error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,11 +55,12 @@ def run(options: argparse.Namespace) -> int:
 
     check_environment()
     names = [dataset_name(given) for given in options.d]
-    check(options)
+    check(options, names)
 
     import matplotlib.style
 
-    from nnunet_ssl.evaluation import report
+    from nnunet_ssl.evaluation.report import write_report
+    from nnunet_ssl.evaluation.report_tables import trainings_table
 
     with matplotlib.style.context("default"):  # nnU-Net's own plot sets huge fonts for the whole process
         compare = compare_predictions if options.predictions else compare_trainings
@@ -55,20 +69,22 @@ def run(options: argparse.Namespace) -> int:
         sections = [titled(section) for section in sections]
     comparisons = [section.comparison for section in sections]
     tables = [table for section in sections for table in section.tables]
-    if any(len(set(one.trainings.values())) > 1 for one in comparisons) or len(comparisons) > 1:
-        tables.insert(0 if len(comparisons) > 1 else 2, report.trainings_table(comparisons))
+    trainings = {key.training for one in comparisons for predictions in one.results.values() for key in predictions}
+    if len(trainings) > 1 or len(comparisons) > 1:
+        tables.insert(0 if len(comparisons) > 1 else -1, trainings_table(comparisons))  # -1: before what was trained
     pictures = [picture for section in sections for picture in section.pictures]
     warnings = [warning for section in sections for warning in section.warnings]
     title = f"{', '.join(names)}, {options.c}"
-    page = report.write_report(Path(options.o), title, comparisons, tables, pictures, warnings)
+    page = write_report(Path(options.o), title, comparisons, tables, pictures, warnings)
     print(*(f"warning: {warning}" for warning in warnings), sep="\n", end="\n" if warnings else "")
     trainers = dict.fromkeys(trainer for one in comparisons for trainer in one.results)
     print(f"{page}: {len(trainers)} trainers" + (f", {len(names)} data sets" if len(names) > 1 else ""))
     return 0
 
 
-def check(options: argparse.Namespace) -> None:
+def check(options: argparse.Namespace, names: list[str]) -> None:
     """Raise a ValueError where arguments do not go together."""
+    output_folder(options.o)
     if options.gt and not options.predictions:
         raise ValueError("-gt goes with --predictions")
     if options.predictions and (len(options.d) > 1 or options.results):
@@ -78,10 +94,10 @@ def check(options: argparse.Namespace) -> None:
     for folder in options.results or ():
         if not Path(folder).is_dir():
             raise ValueError(f"--results takes folders that exist, got {folder!r}")
-    for given in ("d", "results"):
-        values = getattr(options, given) or ()
-        if len(set(values)) < len(values):
-            raise ValueError(f"-{given if given == 'd' else '-results'} names one twice: {' '.join(values)}")
+    folders = [str(Path(folder).resolve()) for folder in options.results or ()]
+    for option, given, meant in (("-d", options.d, names), ("--results", options.results, folders)):
+        if len(set(meant)) < len(meant):
+            raise ValueError(f"{option} names one twice: {' '.join(given)}")
     if not options.predictions and not options.results and not os.environ.get("nnUNet_results"):
         raise ValueError("nnUNet_results not set: export nnUNet_results=/path/to/folder")
 
@@ -98,33 +114,74 @@ class Section:
 
 def compare_trainings(name: str, options: argparse.Namespace) -> Section:
     """Compare the validation predictions of all finished trainings of a data set."""
-    from nnunet_ssl.evaluation import report
-    from nnunet_ssl.evaluation.folders import Structures
-    from nnunet_ssl.evaluation.runs import baseline_first, evaluate_run, find_runs, predictions_of
+    from nnunet_ssl.evaluation.leaving_out import evaluate_available
+    from nnunet_ssl.evaluation.runs import predictions_of
 
     preprocessed = Path(os.environ["nnUNet_preprocessed"], name)
-    structures = Structures.of_dataset(preprocessed / "dataset.json")
+    references = preprocessed / "gt_segmentations"
+    structures = compared_structures(preprocessed, references, options)
+    runs, warnings = all_runs(name, preprocessed, options)
+    collected, used = Collected({}, {}), []
+    for one in runs:
+        for predictor, folder in predictions_of(one).items():
+            rows, problems = evaluate_available(references, folder, one.cases, structures, options.np)
+            remedy = f"left out ({validation(name, one.trainer, one.fold, options)})"
+            warnings += [f"{predictor}, {one.training}: {problem}, {remedy}" for problem in problems]
+            for case, of_case in rows.items():
+                file = folder / f"{case}{structures.ending}"
+                collected.add(predictor, one.prediction(case), of_case, file)
+            if rows and one not in used:
+                used.append(one)
+    return section_of(name, collected, references, structures, warnings, used)
+
+
+def validation(name: str, trainer: str, fold: str, options: argparse.Namespace) -> str:
+    """Return nnU-Net's command that predicts the validation cases of a training again."""
+    return f"nnUNetv2_train {quote(name)} {quote(options.c)} {fold} -tr {trainer} -p {quote(options.p)} --val"
+
+
+def compared_structures(preprocessed: Path, references: Path, options: argparse.Namespace) -> "Structures":
+    """Return what is compared, and the reader of the files: that of the plans where they are at hand."""
+    from nnunet_ssl.data.raw_files import read_json_file
+    from nnunet_ssl.evaluation.structures import Structures
+
+    plans = preprocessed / f"{options.p}.json"
+    return Structures.of_dataset(
+        preprocessed / "dataset.json", read_json_file(plans) if plans.is_file() else None, references
+    )
+
+
+def all_runs(name: str, preprocessed: Path, options: argparse.Namespace) -> "tuple[list[Run], list[str]]":
+    """Return the finished trainings in all folders of results, the baseline's first, and what is left out.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from nnunet_ssl.data.raw_files import some
+    from nnunet_ssl.evaluation.runs import baseline_first, find_runs
+
     runs, warnings = [], []
     for folder, series in series_of(options.results or [os.environ["nnUNet_results"]]).items():
         found = find_runs(folder / name, preprocessed, options.c, options.p, series)
+        if not found.runs:
+            models = sorted(one.name for one in (folder / name).glob("*__*__*"))
+            wanted = f"{options.p}__{options.c}"
+            others = "" if any(one.endswith(f"__{wanted}") for one in models) else some(models)
+            warnings.append(
+                f"there is no finished training of {options.c}, {options.p} in {folder / name}"
+                + (f"; choose with -c and -p from {others}" if others else "")
+            )
         runs += found.runs
         warnings += found.warnings
-    runs.sort(key=baseline_first)
-    results, shown, trainings = {}, {}, {}
-    for one in runs:
-        trainings |= {one.key(case): one.training for case in one.cases}
-        for predictor, folder in predictions_of(one).items():
-            rows = evaluate_run(one, folder, preprocessed / "gt_segmentations", structures, options.np)
-            results.setdefault(predictor, []).extend(rows)
-            files = {one.key(case): folder / f"{case}{structures.ending}" for case in one.cases}
-            shown.setdefault(predictor, {}).update(files)
-    section = section_of(
-        report.Comparison(name, results, trainings), shown, preprocessed / "gt_segmentations", structures
-    )
-    section.tables.append(report.runs_table(runs))
-    section.pictures.insert(1, report.curves(runs))
-    section.warnings.extend(warnings)
-    return section
+    if not runs:
+        raise ValueError(joined(warnings))
+    return sorted(runs, key=baseline_first), warnings
+
+
+def joined(warnings: list[str]) -> str:
+    """Return the first warnings as one sentence, and how many more there are."""
+    more = f" and {len(warnings) - MOST_WARNINGS} more" if len(warnings) > MOST_WARNINGS else ""
+    return "; ".join(warnings[:MOST_WARNINGS]) + more
 
 
 def series_of(folders: list[str]) -> dict[Path, str]:
@@ -136,34 +193,85 @@ def series_of(folders: list[str]) -> dict[Path, str]:
 
 def compare_predictions(name: str, options: argparse.Namespace) -> Section:
     """Compare folders of predictions of a test set."""
-    from nnunet_ssl.evaluation import report
-    from nnunet_ssl.evaluation.folders import Structures, evaluate_folders
+    from nnunet_ssl.evaluation.comparison import Prediction
+    from nnunet_ssl.evaluation.folders import cases_of, no_reference
+    from nnunet_ssl.evaluation.leaving_out import evaluate_available
 
     raw, preprocessed = (Path(os.environ[f"nnUNet_{place}"], name) for place in ("raw", "preprocessed"))
-    structures = Structures.of_dataset(preprocessed / "dataset.json")
-    references = Path(options.gt) if options.gt else raw / "labelsTs"
     folders = named_folders(options.predictions)
-    results = {
-        trainer: evaluate_folders(references, folder, structures, num_processes=options.np)
-        for trainer, folder in folders.items()
-    }
-    shown = {
-        trainer: {case: folders[trainer] / f"{case}{structures.ending}" for case in report.dice_by_case(rows)}
-        for trainer, rows in results.items()
-    }
-    return section_of(report.Comparison(name, results, {}), shown, references, structures)
+    references = Path(options.gt) if options.gt else raw / "labelsTs"
+    structures = compared_structures(preprocessed, references, options)
+    cases = cases_of(references, structures.ending)
+    if not cases:
+        raise ValueError(no_reference(references, structures.ending))
+    collected, warnings = Collected({}, {}), []
+    for trainer, folder in folders.items():
+        rows, problems = evaluate_available(references, folder, cases, structures, options.np)
+        warnings += [f"{trainer}: {problem}, left out" for problem in problems]
+        for case, of_case in rows.items():
+            collected.add(trainer, Prediction("", case), of_case, folder / f"{case}{structures.ending}")
+    return section_of(name, collected, references, structures, warnings)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The rows of each prediction, and its file, by trainer."""
+
+    rows: "dict[str, dict[Prediction, list[Row]]]"
+    files: "dict[str, dict[Prediction, Path]]"
+
+    def folders(self) -> list[Path]:
+        """Return where the files lie."""
+        return list(dict.fromkeys(file.parent for of_trainer in self.files.values() for file in of_trainer.values()))
+
+    def add(self, trainer: str, prediction: "Prediction", rows: "list[Row]", file: Path) -> None:
+        """Enter a prediction."""
+        self.rows.setdefault(trainer, {})[prediction] = rows
+        self.files.setdefault(trainer, {})[prediction] = file
 
 
 def section_of(
-    comparison: "Comparison", shown: dict[str, dict[str, Path]], references: Path, structures: "Structures"
+    name: str,
+    collected: Collected,
+    references: Path,
+    structures: "Structures",
+    warnings: list[str],
+    runs: "Sequence[Run]" = (),
 ) -> Section:
-    """Return tables and pictures of a comparison."""
-    from nnunet_ssl.evaluation import report
+    """Return tables, pictures and warnings of what was collected on a data set, and of the trainings it is from.
 
-    results, raw = comparison.results, Path(os.environ["nnUNet_raw"], comparison.dataset)
-    tables = [report.metrics_table(results), report.differences_table(results)]
-    pictures = [report.box_plots(results), *previews(results, shown, references, raw, structures)]
-    return Section(comparison, tables, pictures, [])
+    Raises:
+        ValueError: nothing was.
+    """
+    from nnunet_ssl.evaluation.case_pictures import previews
+    from nnunet_ssl.evaluation.comparison import Comparison, patient_pattern, patients_of
+    from nnunet_ssl.evaluation.data_notes import notes_about
+    from nnunet_ssl.evaluation.leaving_out import drawn
+    from nnunet_ssl.evaluation.report import box_plots, curves
+    from nnunet_ssl.evaluation.report_tables import differences_table, metrics_tables, runs_table
+    from nnunet_ssl.evaluation.runs import warnings_about
+
+    if not collected.rows:
+        raise ValueError(f"no prediction of {name} can be compared with its reference: {joined(warnings)}")
+    raw, preprocessed = (Path(os.environ[f"nnUNet_{place}"], name) for place in ("raw", "preprocessed"))
+    cases = sorted({prediction.case for predictions in collected.rows.values() for prediction in predictions})
+    patients, unknown = patients_of(cases, patient_pattern(raw / "dataset.json", preprocessed / "dataset.json"))
+    comparison = Comparison(name, collected.rows, patients)
+    figures = {"box plots": lambda: box_plots(comparison)} | ({"curves": lambda: curves(runs)} if runs else {})
+    pictures, failed = drawn(figures | previews(comparison, collected.files, references, raw, structures))
+    return Section(
+        comparison,
+        [*metrics_tables(comparison), differences_table(comparison), *([runs_table(runs)] if runs else [])],
+        pictures,
+        [
+            *warnings,
+            *unknown,
+            *notes_about(raw, preprocessed, [references, *collected.folders()], structures, [run.fold for run in runs]),
+            *comparison.warnings(),
+            *(warnings_about(runs) if runs else []),
+            *failed,
+        ],
+    )
 
 
 def titled(section: Section) -> Section:
@@ -181,41 +289,7 @@ def named_folders(texts: list[str]) -> dict[str, Path]:
         name, equals, folder = text.partition("=")
         if not name or not equals or not Path(folder).is_dir():
             raise ValueError(f"--predictions takes NAME=FOLDER with a folder that exists, got {text!r}")
+        if name in folders:
+            raise ValueError(f"--predictions names {name!r} twice: {' '.join(texts)}")
         folders[name] = Path(folder)
     return folders
-
-
-def previews(
-    results: "dict[str, list[Row]]",
-    shown: dict[str, dict[str, Path]],
-    references: Path,
-    raw: Path,
-    structures: "Structures",
-) -> "list[Picture]":
-    """Draw the worst, median and best case of each trainer, beside the reference and the first trainer."""
-    import SimpleITK
-
-    from nnunet_ssl.data.image_files import read_image
-    from nnunet_ssl.evaluation.previews import chosen_cases, draw_case, image_file
-    from nnunet_ssl.evaluation.report import Picture, dice_by_case, encoded
-
-    dice = {trainer: dice_by_case(rows) for trainer, rows in results.items()}
-    baseline = next(iter(results))
-    pictures = []
-    for trainer in results:
-        for which, case in chosen_cases(dice[trainer]).items():
-            file_name = shown[trainer][case].name
-            file = image_file(raw, file_name.removesuffix(structures.ending), structures.ending)
-            if file is None:
-                continue
-            image = read_image(file)
-            layers = {"reference": references / file_name}
-            for name in dict.fromkeys((baseline, trainer)):
-                if case in shown[name]:
-                    layers[f"{name}\nDice {dice[name][case]:.3f}"] = shown[name][case]
-            labels = {title: SimpleITK.GetArrayFromImage(read_image(path)) for title, path in layers.items()}
-            voxels = SimpleITK.GetArrayFromImage(image)
-            names = {value[0]: name for name, value in structures.values.items() if len(value) == 1}
-            figure = draw_case(voxels, labels, image.GetSpacing()[::-1], names)
-            pictures.append(Picture(f"{trainer}: {which} case, {case}", encoded(figure), ""))
-    return pictures

@@ -7,17 +7,15 @@ import matplotlib
 import matplotlib.style
 import numpy as np
 import SimpleITK
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from nnunet_ssl.demonstration.comparison import Comparison
+from nnunet_ssl.pictures.overlay import draw_overlay, fullest_slice, legend_entries
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 matplotlib.use("agg")
-LABEL_COLORS = ("tab:cyan", "tab:orange")
 TRAINER_COLORS = ("tab:gray", "tab:blue")
 
 
@@ -44,19 +42,17 @@ def draw_case(axes: list["Axes"], comparison: Comparison) -> None:
     for trainer, folder in comparison.predictions.items():
         dice = comparison.dice[trainer][row].mean()
         layers[f"{trainer}\nDice {dice:.3f}"] = read_nifti(folder / f"{case}.nii.gz")[0]
-    index = int((reference > 0).sum(axis=(1, 2)).argmax())
+    index = fullest_slice(reference)
     height, width = image[index].shape
     extent = (0, width * spacing[0], height * spacing[1], 0)
     for axis, (title, labels) in zip(axes, layers.items(), strict=True):
-        axis.imshow(image[index], cmap="gray", extent=extent)
-        if labels is not None:
-            shown = np.ma.masked_equal(labels[index], 0)
-            axis.imshow(shown, cmap=ListedColormap(LABEL_COLORS), vmin=1, vmax=2, alpha=0.55, extent=extent)
+        shown = None if labels is None else labels[index]
+        draw_overlay(axis, image[index], shown, len(comparison.labels), extent)
         axis.set_title(title, fontsize="medium")
         axis.set_xlabel("x (mm)")
     axes[0].set_ylabel("y (mm)")
-    names = zip(LABEL_COLORS, comparison.labels.values(), strict=True)
-    axes[1].legend(handles=[Patch(color=color, label=name) for color, name in names], fontsize="small")
+    names = dict(enumerate(comparison.labels.values(), start=1))
+    axes[1].legend(handles=legend_entries(names), fontsize="small")
 
 
 def draw_epochs(axis: "Axes", comparison: Comparison) -> None:

@@ -1,56 +1,23 @@
 """Comparing a folder of predictions with a folder of references."""
 
 import csv
-import json
-import multiprocessing
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import SimpleITK
-from tqdm import tqdm
 
-from nnunet_ssl.data.image_files import read_image
+from nnunet_ssl.data.dataset_reader import Voxels
+from nnunet_ssl.data.in_processes import in_processes
+from nnunet_ssl.data.raw_files import files_in, some, unused_files
 from nnunet_ssl.evaluation.metrics import Hausdorff95, Metrics, compute_metrics
+from nnunet_ssl.evaluation.structures import Structures
 
 COLUMNS = ("case", "label", "dice", "jaccard", "hd95", "asd", "assd", "nsd", "volume_gt_ml", "volume_pred_ml")
 DISTANCES = ("hd95", "asd", "assd")
-ENDING = ".nii.gz"
-
-
-@dataclass(frozen=True)
-class Structures:
-    """What is compared: label values, or regions of several values, by name.
-
-    Attributes:
-        values: the values of each structure.
-        ignore: the value of voxels that are compared in no structure; None for none.
-        ending: of the files.
-    """
-
-    values: dict[str, tuple[int, ...]]
-    ignore: int | None = None
-    ending: str = ENDING
-
-    @classmethod
-    def of_dataset(cls, dataset_json: Path) -> "Structures":
-        """Read labels or regions from nnU-Net's dataset.json."""
-        content = json.loads(dataset_json.read_text())
-        labels = dict(content["labels"])
-        ignore = labels.pop("ignore", None)
-        values = {name: tuple(v) if isinstance(v, list) else (v,) for name, v in labels.items()}
-        return cls({name: v for name, v in values.items() if v != (0,)}, ignore, content["file_ending"])
-
-    @classmethod
-    def found_in(cls, files: Iterable[Path]) -> "Structures":
-        """Take every value above 0 that occurs in the files."""
-        found = set()
-        for file in files:
-            found |= set(np.unique(SimpleITK.GetArrayFromImage(read_image(file))).tolist())
-        return cls({str(int(value)): (int(value),) for value in sorted(found) if value > 0})
+GEOMETRY_TOLERANCE = 1e-3  # of spacing, relative, and of direction cosines: what formats round
+ORIGIN_TOLERANCE = 0.5  # voxels
 
 
 @dataclass(frozen=True)
@@ -63,7 +30,7 @@ class Row:
 
     def cells(self) -> dict[str, str | float]:
         """Return the row of the CSV."""
-        return {"case": self.case, "label": self.label, **asdict(self.metrics)}
+        return {"case": self.case, "label": self.label} | {name: getattr(self.metrics, name) for name in COLUMNS[2:]}
 
 
 def evaluate_folders(
@@ -78,7 +45,7 @@ def evaluate_folders(
     """Compare all predictions that have a reference, several at once.
 
     Args:
-        references: folder with CASE.nii.gz.
+        references: folder with one label file for each case.
         predictions: folder with the same names.
         structures: what is compared.
         tolerance: of the surface Dice, in mm.
@@ -87,40 +54,32 @@ def evaluate_folders(
         cases: the only ones compared; None means all references.
 
     Raises:
-        ValueError: no reference; a reference without prediction; a damaged file; sizes that differ.
+        ValueError: no reference; a reference without prediction; a damaged file; a value that is not known; a size,
+            spacing, direction or origin that differs.
     """
     names = list(cases) if cases is not None else cases_of(references, structures.ending)
     if not names:
-        raise ValueError(f"there is no reference CASE{structures.ending} in {references}")
+        raise ValueError(no_reference(references, structures.ending))
     missing = [name for name in names if not (predictions / f"{name}{structures.ending}").is_file()]
     if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        unused = unused_files(predictions, structures.ending)
         raise ValueError(
             f"{len(missing)} of {len(names)} references have no prediction in {predictions} "
-            f"(--chill leaves them out): {shown}"
+            f"(--chill leaves them out): {some(missing)}" + (f"; {unused}" if unused else "")
         )
     compare = partial(compare_case, references, predictions, structures, tolerance, hd95)
-    workers = min(num_processes, len(names))
-    with tqdm(total=len(names), desc="Evaluating") as bar:
-        rows = []
-        for of_case in run_all(compare, names, workers):
-            rows += of_case
-            bar.update()
-    return rows
+    return [row for of_case in in_processes(compare, names, num_processes, "Evaluating") for row in of_case]
+
+
+def no_reference(references: Path, ending: str) -> str:
+    """Return a sentence about a folder without references, and what it holds instead."""
+    unused = unused_files(references, ending) if references.is_dir() else "it is no folder"
+    return f"there is no reference CASE{ending} in {references}" + (f" ({unused})" if unused else "")
 
 
 def cases_of(folder: Path, ending: str) -> list[str]:
     """Return the cases that have a file in a folder."""
-    return sorted(file.name.removesuffix(ending) for file in folder.glob(f"*{ending}"))
-
-
-def run_all(compare: "partial[list[Row]]", names: Sequence[str], workers: int) -> Iterable[list[Row]]:
-    """Compare the cases in order, in several processes if there are more than one."""
-    if workers <= 1:
-        yield from map(compare, names)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
-        yield from executor.map(compare, names)
+    return [file.name.removesuffix(ending) for file in files_in(folder, ending)]
 
 
 def compare_case(
@@ -128,17 +87,52 @@ def compare_case(
 ) -> list[Row]:
     """Compare one case, structure by structure."""
     files = [folder / f"{case}{structures.ending}" for folder in (references, predictions)]
-    image = read_image(files[0])
-    reference, prediction = SimpleITK.GetArrayFromImage(image), SimpleITK.GetArrayFromImage(read_image(files[1]))
-    if reference.shape != prediction.shape:
-        raise ValueError(f"{files[1]} has the shape {prediction.shape}, its reference {reference.shape}")
-    known = reference != structures.ignore if structures.ignore is not None else np.ones_like(reference, bool)
-    spacing = image.GetSpacing()[::-1]
+    reference, prediction = (structures.read_labels(file) for file in files)
+    refuse_other_space(*files, reference, prediction)
+    counted = reference.array != structures.ignore if structures.ignore is not None else np.True_
+    # nnU-Net's copies of TIFF references have no spacing beside them; its predictions do.
+    space = reference if reference.has_spacing else prediction
     rows = []
     for name, values in structures.values.items():
-        masks = [np.isin(voxels, values) & known for voxels in (reference, prediction)]
-        rows.append(Row(case, name, compute_metrics(*masks, spacing, tolerance, hd95)))
+        masks = [np.isin(labels.array, values) & counted for labels in (reference, prediction)]
+        rows.append(Row(case, name, compute_metrics(*masks, space.spacing, tolerance, hd95, space.voxel_ml)))
     return rows
+
+
+def refuse_other_space(reference_file: Path, prediction_file: Path, reference: Voxels, prediction: Voxels) -> None:
+    """Raise a ValueError where a prediction lies elsewhere than its reference; formats without geometry always pass."""
+    if reference.array.shape != prediction.array.shape:
+        raise ValueError(
+            f"{prediction_file} has the shape {prediction.array.shape}, its reference {reference.array.shape}"
+        )
+    both = reference, prediction
+    if all(one.has_spacing for one in both):
+        found, expected = (np.array(one.spacing) for one in (prediction, reference))
+        if not np.allclose(found, expected, rtol=GEOMETRY_TOLERANCE, atol=0):
+            raise ValueError(
+                f"{prediction_file} has the spacing {shown(found)} mm, its reference {reference_file} {shown(expected)}"
+            )
+    if any(one.affine is None for one in both):
+        return
+    size = len(reference.affine) - 1
+    axes = [one.affine[:size, :size] for one in both]
+    directions = [matrix / np.linalg.norm(matrix, axis=0) for matrix in axes]
+    if not np.allclose(*directions, rtol=0, atol=GEOMETRY_TOLERANCE):
+        raise ValueError(
+            f"{prediction_file} has the direction {shown(directions[1].ravel())}, its reference {reference_file} "
+            f"{shown(directions[0].ravel())}"
+        )
+    moved = np.linalg.solve(axes[0], prediction.affine[:size, size] - reference.affine[:size, size])
+    if np.abs(moved).max() > ORIGIN_TOLERANCE:
+        raise ValueError(
+            f"{prediction_file} lies {shown(moved)} voxels (x, y, z) beside its reference {reference_file}: "
+            "their origins differ"
+        )
+
+
+def shown(values: np.ndarray) -> str:
+    """Return numbers as a reader wants them."""
+    return f"({', '.join(f'{value:.4g}' for value in np.round(values, 6) + 0.0)})"
 
 
 def write_csv(rows: Sequence[Row], file: Path) -> None:
@@ -163,7 +157,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, str]]:
             values = values[np.isfinite(values)]
             spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
             line[name] = f"{values.mean():.3f}{spread}" if len(values) else "nan"
-        empty = [(cells["volume_gt_ml"] == 0, cells["volume_pred_ml"] == 0) for cells in of_label]
+        empty = [(row.metrics.voxels_gt == 0, row.metrics.voxels_pred == 0) for row in rows if row.label == label]
         line["empty_gt"], line["empty_pred"] = (str(sum(pair[side] for pair in empty)) for side in (0, 1))
         line["distances_undefined"] = str(sum(any(pair) for pair in empty))
         lines.append(line)

@@ -1,4 +1,4 @@
-"""Which unlabeled scan is most worth labeling next."""
+"""Which unlabeled scan a trained model is most uncertain about."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ BORDER_VOXELS = 2  # around the predicted foreground that uncertainty is measure
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What speaks for labeling a case.
+    """How uncertain the prediction of a case is.
 
     Attributes:
         entropy: mean over the predicted foreground and its border, in [0, 1]; NaN if nothing is predicted.
@@ -74,7 +74,7 @@ def disagreement(masks: dict[str, np.ndarray], other_masks: dict[str, np.ndarray
 
 
 def priority(cases: dict[str, Uncertainty]) -> list[str]:
-    """Return the cases, the one most worth labeling first: by the mean of their ranks in entropy and disagreement.
+    """Return the cases, the most uncertain one first: by the mean of their ranks in entropy and disagreement.
 
     A case in which nothing is predicted comes first: either it shows nothing, or everything was missed.
     """

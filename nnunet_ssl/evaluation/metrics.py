@@ -1,7 +1,7 @@
 """Overlap and surface distances of two masks, in mm.
 
-The surface of a mask is the mask minus its erosion with the 6- (in 2-D 4-) neighbourhood; what lies at the border of
-the image is on it. Distances are between the middles of surface voxels.
+The surface of a mask is the mask minus its erosion with the 6- (in 2-D, and in a volume of one slice, 4-)
+neighbourhood; what lies at the border of the image is on it. Distances are between the middles of surface voxels.
 """
 
 import math
@@ -30,8 +30,10 @@ class Metrics:
         asd: mean distance from the prediction's surface to the reference's, in mm.
         assd: mean of the distances of both directions together, in mm.
         nsd: surface Dice: the share of both surfaces within the tolerance of the other; limits as for Dice.
-        volume_gt_ml: volume of the reference in ml.
-        volume_pred_ml: volume of the prediction in ml.
+        volume_gt_ml: volume of the reference in ml; NaN in 2-D.
+        volume_pred_ml: volume of the prediction in ml; NaN in 2-D.
+        voxels_gt: of the reference.
+        voxels_pred: of the prediction.
     """
 
     dice: float
@@ -42,6 +44,8 @@ class Metrics:
     nsd: float
     volume_gt_ml: float
     volume_pred_ml: float
+    voxels_gt: int
+    voxels_pred: int
 
 
 def compute_metrics(
@@ -50,6 +54,7 @@ def compute_metrics(
     spacing: tuple[float, ...],
     tolerance: float = 1.0,
     hd95: Hausdorff95 = Hausdorff95.POOLED,
+    voxel_ml: float | None = None,
 ) -> Metrics:
     """Compare two masks.
 
@@ -59,6 +64,7 @@ def compute_metrics(
         spacing: of the voxels in mm, in the order of the axes.
         tolerance: of the surface Dice, in mm.
         hd95: which 95 % Hausdorff distance.
+        voxel_ml: the volume of a voxel in ml, NaN where it is not known; None takes it from the spacing.
 
     Raises:
         ValueError: the shapes differ, or do not fit the spacing.
@@ -66,13 +72,12 @@ def compute_metrics(
     if reference.shape != prediction.shape or reference.ndim != len(spacing):
         raise ValueError(f"reference {reference.shape}, prediction {prediction.shape}, {len(spacing)} spacings")
     sizes = int(reference.sum()), int(prediction.sum())
-    voxel_ml = math.prod(spacing) / 1000
+    if voxel_ml is None:
+        voxel_ml = math.prod(spacing) / 1000 if len(spacing) == 3 else math.nan
     volumes = (sizes[0] * voxel_ml, sizes[1] * voxel_ml)
     if not all(sizes):
         overlap = float(not any(sizes))
-        return Metrics(overlap, overlap, math.nan, math.nan, math.nan, overlap, *volumes)
-    box = bounding_box(reference | prediction)
-    reference, prediction = reference[box], prediction[box]
+        return Metrics(overlap, overlap, math.nan, math.nan, math.nan, overlap, *volumes, *sizes)
     common = int((reference & prediction).sum())
     to_reference, to_prediction = surface_distances(reference, prediction, spacing)
     both = np.concatenate([to_reference, to_prediction])
@@ -89,6 +94,8 @@ def compute_metrics(
         nsd=float((both <= tolerance).mean()),
         volume_gt_ml=volumes[0],
         volume_pred_ml=volumes[1],
+        voxels_gt=sizes[0],
+        voxels_pred=sizes[1],
     )
 
 
@@ -96,7 +103,11 @@ def surface_distances(
     reference: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the distances in mm from the prediction's surface to the reference's, and back; no mask is empty."""
-    surfaces = [surface(mask) for mask in (reference, prediction)]
+    long_axes = [axis for axis, length in enumerate(reference.shape) if length > 1] or [0]  # a slice is no surface
+    masks = [mask.reshape([mask.shape[axis] for axis in long_axes]) for mask in (reference, prediction)]
+    spacing = tuple(spacing[axis] for axis in long_axes)
+    box = bounding_box(masks[0] | masks[1])
+    surfaces = [surface(mask[box]) for mask in masks]
     to_reference, to_prediction = (distance_transform_edt(~s, sampling=spacing) for s in surfaces)
     return to_reference[surfaces[1]], to_prediction[surfaces[0]]
 

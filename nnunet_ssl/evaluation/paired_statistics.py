@@ -1,66 +1,87 @@
-"""Whether one trainer is better than another on the same cases."""
+"""Whether one trainer is better than another on the same patients."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from scipy.stats import bootstrap, wilcoxon
+from scipy.stats import t, wilcoxon
 
-RESAMPLES = 10_000
+from nnunet_ssl.evaluation.comparison import Prediction
+
 CONFIDENCE = 0.95
+FEWEST_PATIENTS = 6  # of an interval; with 5 the test cannot reach p < 0.05 either: all of one sign has p = 2 / 2^5
+DECIMALS = 12  # averages of equal numbers may differ in their last bits, which would break ties
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The differences of two trainers over the cases that both have a value for.
+    """The differences of two trainers over the patients of whom both have predicted the same case in a training.
 
     Attributes:
-        mean: of the differences, trainer minus baseline.
-        low: lower end of the 95 % bootstrap interval of the mean (percentile method).
+        mean: of the patients' differences, trainer minus baseline.
+        low: lower end of the 95 % interval of the mean, by Student's t over the patients; NaN below 6 patients.
         high: its upper end.
-        p: of the two-sided Wilcoxon signed-rank test; 1 if no case differs.
-        cases: how many.
+        p: of the two-sided Wilcoxon signed-rank test over the patients; 1 if no patient differs.
+        patients: how many.
+        cases: how many, each counted once.
+        by_training: the mean difference over the cases of each training.
     """
 
     mean: float
     low: float
     high: float
     p: float
+    patients: int
     cases: int
+    by_training: Mapping[str, float]
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float], seed: int = 0) -> PairedDifference:
-    """Compare two trainers case by case; a case in which either has no value (NaN) is left out.
+def paired_difference(
+    values: Mapping[Prediction, float], baseline: Mapping[Prediction, float], patients: Mapping[str, str]
+) -> PairedDifference:
+    """Compare two trainers on the predictions that both have, case by case in each training.
+
+    A case is averaged over its trainings and a patient over its cases before anything is tested: predictions of one
+    patient are not independent. What is tested is that the differences are symmetric about 0. A prediction in which
+    either has no value (NaN) is left out.
 
     Args:
-        values: one for each case.
-        baseline: in the same order.
-        seed: of the bootstrap.
+        values: of each prediction.
+        baseline: the same of the other trainer.
+        patients: whose each case is.
 
     Raises:
-        ValueError: the numbers of values differ, or fewer than two cases have both.
+        ValueError: there is no prediction that both have a value for.
     """
-    if len(values) != len(baseline):
-        raise ValueError(f"{len(values)} values cannot be paired with {len(baseline)}")
-    differences = np.asarray(values, float) - np.asarray(baseline, float)
-    differences = differences[np.isfinite(differences)]
-    if len(differences) < 2:
-        raise ValueError(f"a paired comparison needs at least two cases with both values, got {len(differences)}")
-    mean = float(differences.mean())
-    if not np.ptp(differences):
-        low = high = mean  # nothing to resample
-    else:
-        interval = bootstrap(
-            (differences,),
-            np.mean,
-            n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
-    p = float(wilcoxon(differences).pvalue) if differences.any() else 1.0
-    return PairedDifference(mean, low, high, p, len(differences))
+    both = {prediction: values[prediction] - baseline[prediction] for prediction in values if prediction in baseline}
+    both = {prediction: difference for prediction, difference in both.items() if np.isfinite(difference)}
+    if not both:
+        raise ValueError("a paired comparison needs a prediction that both have a value for")
+    of_case = means_by(both, lambda prediction: prediction.case)
+    of_patient = np.array(list(means_by(of_case, patients.__getitem__).values())).round(DECIMALS)
+    mean, number, half = float(of_patient.mean()), len(of_patient), np.nan
+    if number >= FEWEST_PATIENTS:
+        half = float(t.ppf((1 + CONFIDENCE) / 2, number - 1) * of_patient.std(ddof=1) / np.sqrt(number))
+    return PairedDifference(
+        mean=mean,
+        low=mean - half,
+        high=mean + half,
+        p=float(wilcoxon(of_patient).pvalue) if of_patient.any() else 1.0,
+        patients=number,
+        cases=len(of_case),
+        by_training=means_by(both, lambda prediction: prediction.training),
+    )
+
+
+def means_by(values: Mapping[Key, float], group_of: Callable[[Key], str]) -> dict[str, float]:
+    """Return the mean of the values of each group, by name in order."""
+    groups: dict[str, list[float]] = {}
+    for key, value in values.items():
+        groups.setdefault(group_of(key), []).append(value)
+    return {group: sum(groups[group]) / len(groups[group]) for group in sorted(groups)}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

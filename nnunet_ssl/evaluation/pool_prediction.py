@@ -1,21 +1,27 @@
 """Predicting unlabeled scans with a trained model, by nnU-Net's predictor, keeping the probabilities."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunet_ssl.data.dataset_reader import DatasetReader, quiet, refuse_unusable
+from nnunet_ssl.data.raw_files import channel_problem
 from nnunet_ssl.evaluation.label_priority import Uncertainty, measure_uncertainty
-from nnunet_ssl.training.checkpoints import load_checkpoint_file
+from nnunet_ssl.training.checkpoints import load_model
 
 
 @dataclass(frozen=True)
 class PoolPrediction:
-    """One predicted scan: labels `(*spatial)`, what to write them with, how uncertain they are, and volumes in ml."""
+    """One predicted scan: labels `(*spatial)`, what to write them with, how uncertain they are, and volumes in ml.
+
+    A volume is NaN where a voxel has none: in 2-D, and in formats without spacing.
+    """
 
     labels: np.ndarray
     properties: dict
@@ -27,35 +33,50 @@ class PoolPredictor:
     """A trained model, and the other network of its training if it has one."""
 
     def __init__(self, model: Path, fold: str, checkpoint_name: str, device: torch.device) -> None:
+        """Load the model; a ValueError names what is damaged, missing or does not fit."""
+        file = model / f"fold_{fold}" / checkpoint_name
+        checkpoint = load_model(file)
+        refuse_missing_trainer(checkpoint["trainer_name"], file)
         self.predictor = nnUNetPredictor(
             device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False
         )
-        self.predictor.initialize_from_trained_model_folder(str(model), [fold], checkpoint_name)
-        checkpoint = load_checkpoint_file(model / f"fold_{fold}" / checkpoint_name, torch.device("cpu"))
+        try:
+            self.predictor.initialize_from_trained_model_folder(str(model), [fold], checkpoint_name)
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{file} does not fit plans.json and dataset.json in {model}: copy the model anew"
+            ) from error
         self.weights = checkpoint["network_weights"]
         self.other_weights = other_network(checkpoint, self.weights)
-        plans = self.predictor.plans_manager
-        self.reader = plans.image_reader_writer_class()
+        self.reader = DatasetReader.of_plans(self.predictor.plans_manager.plans)
         self.structures = structures_of(self.predictor.label_manager, self.predictor.dataset_json)
 
-    def predict(self, files: dict[str, list[Path]]) -> Iterator[tuple[str, PoolPrediction]]:
-        """Predict the scans, given the files of each one's channels, one after the other."""
-        for case, channels in files.items():
-            image, properties = self.reader.read_images([str(file) for file in channels])
-            labels, probs = self._run(self.weights, image, properties)
-            masks = self.masks(labels)
-            others = None
-            if self.other_weights is not None:
-                others = self.masks(self._run(self.other_weights, image, properties)[0])
-            is_softmax = not self.predictor.label_manager.has_regions
-            uncertainty = measure_uncertainty(probs, masks, self.channels(), is_softmax, others)
-            voxel_ml = float(np.prod(properties["spacing"])) / 1000
-            volumes = {name: float(mask.sum()) * voxel_ml for name, mask in masks.items()}
-            yield case, PoolPrediction(labels, properties, uncertainty, volumes)
+    def predict(self, files: Sequence[Path]) -> PoolPrediction:
+        """Predict a scan, given the files of its channels.
+
+        Raises:
+            ValueError: the scan is one that preprocessing leaves out: damaged, of other channels, or not finite.
+        """
+        if problem := channel_problem(files, self.predictor.dataset_json):
+            raise ValueError(problem)
+        image, properties = self.reader.read_channels(files)
+        refuse_unusable(image, self.predictor.dataset_json)
+        labels, probs = self._run(self.weights, image, properties)
+        if not np.isfinite(probs).all():
+            raise ValueError("the image holds values that are not finite once it is preprocessed")
+        masks = self.masks(labels)
+        others = None
+        if self.other_weights is not None:
+            others = self.masks(self._run(self.other_weights, image, properties)[0])
+        is_softmax = not self.predictor.label_manager.has_regions
+        uncertainty = measure_uncertainty(probs, masks, self.channels(), is_softmax, others)
+        voxel_ml = self.reader.space_of_image(files, properties, image.shape[1:]).voxel_ml
+        volumes = {name: float(mask.sum()) * voxel_ml for name, mask in masks.items()}
+        return PoolPrediction(labels, properties, uncertainty, volumes)
 
     def write(self, prediction: PoolPrediction, file: Path) -> None:
         """Write the labels in the data set's format."""
-        self.reader.write_seg(prediction.labels, str(file), prediction.properties)
+        self.reader.write_labels(prediction.labels, file, prediction.properties)
 
     def masks(self, labels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the voxels of each structure."""
@@ -69,6 +90,18 @@ class PoolPredictor:
     def _run(self, weights: dict, image: np.ndarray, properties: dict) -> tuple[np.ndarray, np.ndarray]:
         self.predictor.list_of_parameters = [weights]
         return self.predictor.predict_single_npy_array(image, properties, save_or_return_probabilities=True)
+
+
+def refuse_missing_trainer(name: str, file: Path) -> None:
+    """Raise a ValueError if nnU-Net does not find the class of the trainer that wrote a checkpoint."""
+    try:
+        with quiet():
+            recursive_find_trainer_class_by_name(name)
+    except RuntimeError:
+        raise ValueError(
+            f"{file} is of trainer {name}, which is not installed: install its package, or name its folder in "
+            "nnUNet_extTrainer"
+        ) from None
 
 
 def other_network(checkpoint: dict, weights: dict) -> dict | None:

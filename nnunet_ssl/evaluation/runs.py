@@ -1,15 +1,18 @@
 """The trained results of a data set, as nnU-Net leaves them in nnUNet_results."""
 
-import json
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_ssl.data.unlabeled_pool import split_digest
-from nnunet_ssl.evaluation.folders import Row, Structures, cases_of, evaluate_folders
+from nnunet_ssl.data.raw_files import some
+from nnunet_ssl.data.split_file import NO_ESTIMATE, read_splits, split_digest
+from nnunet_ssl.evaluation.comparison import Prediction
+from nnunet_ssl.evaluation.leaving_out import reason_of
 from nnunet_ssl.training.checkpoints import load_checkpoint_file
 
 BASELINE = re.compile(r"nnUNetTrainer(_\d+epochs?)?")  # nnU-Net's own, and its lengths
+FOLD = re.compile(r"fold_(0|[1-9]\d*|all)")
 FINAL = "checkpoint_final.pth"
 
 
@@ -24,12 +27,14 @@ class Run:
         folder: where its files lie.
         cases: its validation cases, by the split.
         labeled: how many training cases.
-        unlabeled: the cases named as unlabeled by the split.
-        digest: hash of the split.
+        unlabeled: the cases named as unlabeled by the split; None if these are other ones than it was trained on.
+        train_and_val: hash of the training and validation cases.
+        split: hash of the split with the unlabeled cases, from the checkpoint; None where it holds none.
         pseudo_dice: of each epoch, nnU-Net's.
         minutes: of training.
         options: those it was trained with; empty for trainers that have none.
         is_semi_supervised: whether it is a trainer of this package, and so used unlabeled cases.
+        validates_itself: whether its validation cases are its training cases.
         series: the results folder, where there are several, for example one for each seed.
     """
 
@@ -39,12 +44,14 @@ class Run:
     folder: Path
     cases: tuple[str, ...]
     labeled: int
-    unlabeled: tuple[str, ...]
-    digest: str
+    unlabeled: tuple[str, ...] | None
+    train_and_val: str
+    split: str | None
     pseudo_dice: tuple[float, ...]
     minutes: float
     options: dict[str, object]
     is_semi_supervised: bool
+    validates_itself: bool
     series: str = ""
 
     @property
@@ -52,14 +59,19 @@ class Run:
         """What trainings of several trainers have in common: the fold, and the series where there are several."""
         return f"fold {self.fold}" + (f", {self.series}" if self.series else "")
 
-    def key(self, case: str) -> str:
-        """Return a name of a case that is its own in every training: several folds may validate on one case."""
-        return f"{case} ({self.training})"
+    @property
+    def name(self) -> str:
+        """What warnings call it."""
+        return f"{self.trainer}, {self.training}"
+
+    def prediction(self, case: str) -> Prediction:
+        """Return what a case is in this training: several folds may validate on one case."""
+        return Prediction(self.training, case)
 
 
 @dataclass(frozen=True)
 class FoundRuns:
-    """All runs of a data set, and what a reader of the report should be warned of."""
+    """The finished runs of a data set, and what was left out."""
 
     runs: list[Run]
     warnings: list[str]
@@ -76,28 +88,20 @@ def find_runs(results: Path, preprocessed: Path, configuration: str, plans: str,
         series: name of the results folder, where there are several.
 
     Raises:
-        ValueError: there is no finished run, or no split.
+        ValueError: there is no split.
     """
     file = preprocessed / "splits_final.json"
     if not file.exists():
-        raise ValueError(f"there is no {file}: a report needs the split that the trainings used")
-    splits = json.loads(file.read_text())
+        raise ValueError(f"there is no {file}: a report needs the split of the trainings, copy it from there")
+    splits = read_splits(file)
     runs, warnings = [], []
     for folder in sorted(results.glob(f"*__{plans}__{configuration}/fold_*")):
-        trainer, fold = folder.parent.name.partition("__")[0], folder.name.removeprefix("fold_")
-        if not (folder / FINAL).exists() or not (folder / "validation").is_dir():
-            warnings.append(f"{trainer}, fold {fold}: the training is not finished, left out")
-        elif fold == "all" or int(fold) >= len(splits):
-            warnings.append(f"{trainer}, fold {fold}: the split has no such fold, left out")
-        else:
-            found = read_run(folder, trainer, configuration, fold, splits[int(fold)])
-            runs.append(replace(found, series=series))
-    if not runs:
-        raise ValueError(f"there is no finished training of {configuration}, {plans} in {results}")
-    runs.sort(key=baseline_first)
-    runs, left_out = in_common_folds(runs)
-    warnings += left_out + warnings_about(runs)
-    return FoundRuns(runs, [f"{series}: {warning}" for warning in warnings] if series else warnings)
+        try:
+            runs.append(read_run(folder, configuration, splits, series))
+        except ValueError as problem:
+            names = [folder.parent.name.partition("__")[0], folder.name.replace("fold_", "fold ", 1), series]
+            warnings.append(f"{', '.join(filter(None, names))}: {problem}, left out")
+    return FoundRuns(sorted(runs, key=baseline_first), warnings)
 
 
 def baseline_first(run: Run) -> tuple[bool, str, str, str]:
@@ -105,50 +109,78 @@ def baseline_first(run: Run) -> tuple[bool, str, str, str]:
     return not BASELINE.fullmatch(run.trainer), run.trainer, run.series, run.fold
 
 
-def read_run(folder: Path, trainer: str, configuration: str, fold: str, split: dict) -> Run:
-    """Read what the checkpoint knows of a run."""
-    import torch
+def read_run(folder: Path, configuration: str, splits: Sequence[dict], series: str) -> Run:
+    """Read what the checkpoint knows of a run.
 
-    checkpoint = load_checkpoint_file(folder / FINAL, torch.device("cpu"))
+    Raises:
+        ValueError: it is no fold of nnU-Net's, not finished, not readable, or not of this split.
+    """
+    match = FOLD.fullmatch(folder.name)
+    if match is None:
+        raise ValueError(f"the folder {folder.name} is no fold of nnU-Net's")
+    fold = match[1]
+    if not (folder / FINAL).exists() or not (folder / "validation").is_dir():
+        raise ValueError("the training is not finished")
+    if fold == "all" or int(fold) >= len(splits):
+        raise ValueError("the split has no such fold")
+    split, checkpoint = splits[int(fold)], read_checkpoint(folder / FINAL)
+    ours, unlabeled = checkpoint.get("nnunet_ssl", {}), tuple(split.get("unlabeled") or ())
+    train_and_val = split_digest(split["train"], split["val"], ())
+    if ours.get("train_and_val", train_and_val) != train_and_val:
+        raise ValueError("splits_final.json has other cases in train or val now than it was trained with")
+    is_changed = unlabeled and ours.get("split") not in (None, split_digest(split["train"], split["val"], unlabeled))
     log = checkpoint["logging"]
     epochs = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=False)
-    unlabeled = tuple(split.get("unlabeled") or ())
     return Run(
-        trainer=trainer,
+        trainer=folder.parent.name.partition("__")[0],
         configuration=configuration,
         fold=fold,
         folder=folder,
-        cases=tuple(sorted(split["val"])),
+        cases=tuple(sorted(set(split["val"]))),
         labeled=len(split["train"]),
-        unlabeled=unlabeled,
-        digest=split_digest(split["train"], split["val"], unlabeled),
+        unlabeled=None if is_changed else unlabeled,
+        train_and_val=train_and_val,
+        split=ours.get("split"),
         pseudo_dice=tuple(map(float, log["mean_fg_dice"])),
         minutes=sum(end - start for start, end in epochs) / 60,
-        options=dict(checkpoint.get("nnunet_ssl", {}).get("options", {})),
+        options=dict(ours.get("options", {})),
         is_semi_supervised="nnunet_ssl" in checkpoint,
+        validates_itself=set(split["train"]) == set(split["val"]),
+        series=series,
     )
 
 
-def in_common_folds(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Return the runs of the folds that all trainers have finished, and what was left out; all runs if there are none.
+def read_checkpoint(file: Path) -> dict:
+    """Load a finished checkpoint.
 
-    Another fold may have other labeled cases or more of them, and would tilt every mean.
+    Raises:
+        ValueError: it cannot be read, or has no log of its epochs.
     """
-    folds = [{run.fold for run in runs if run.trainer == trainer} for trainer in {run.trainer for run in runs}]
-    common = set.intersection(*folds)
-    if not common:
-        return runs, ["the trainers have no fold in common, so that their numbers are of different cases"]
-    left_out = [run for run in runs if run.fold not in common]
-    lines = [f"{run.trainer}, fold {run.fold}: left out, not every trainer has finished it" for run in left_out]
-    return [run for run in runs if run.fold in common], lines
+    import torch
+
+    try:
+        checkpoint = load_checkpoint_file(file, torch.device("cpu"))
+    except ValueError:
+        raise
+    except Exception as error:  # unpickling may raise anything, for example where a class is not installed
+        raise ValueError(f"{file} cannot be read ({reason_of(error)})") from error
+    log = checkpoint.get("logging")
+    lists = {name for name, values in log.items() if isinstance(values, list)} if isinstance(log, dict) else set()
+    if missing := {"epoch_start_timestamps", "epoch_end_timestamps", "mean_fg_dice"} - lists:
+        raise ValueError(f"{file} has no {', '.join(sorted(missing))} in its log")
+    return checkpoint
 
 
-def warnings_about(runs: list[Run]) -> list[str]:
+def warnings_about(runs: Sequence[Run]) -> list[str]:
     """Return what makes runs hard to compare."""
     found = []
     for run in runs:
-        if both := sorted(set(run.cases) & set(run.unlabeled)):
-            found.append(f"{run.trainer}, fold {run.fold}: validation cases were unlabeled cases: {', '.join(both)}")
+        if both := sorted(set(run.cases) & set(run.unlabeled or ())):
+            found.append(f"{run.name}: validation cases were unlabeled cases: {some(both)}")
+        if run.validates_itself:
+            found.append(f"{run.name}: {NO_ESTIMATE}")
+        if run.unlabeled is None:
+            found.append(f"{run.name}: splits_final.json names other unlabeled cases now than it was trained with")
     if not any(BASELINE.fullmatch(run.trainer) for run in runs):
         found.append("there is no finished nnUNetTrainer, so that nothing can be compared with labeled-only training")
     lengths = {len(run.pseudo_dice) for run in runs}
@@ -165,15 +197,3 @@ def predictions_of(run: Run) -> dict[str, Path]:
     """
     others = sorted(file.parent for file in run.folder.glob("*/validation/summary.json"))
     return {run.trainer: run.folder / "validation"} | {f"{run.trainer}, {one.parent.name}": one for one in others}
-
-
-def evaluate_run(
-    run: Run, predictions: Path, references: Path, structures: Structures, num_processes: int
-) -> list[Row]:
-    """Compare a folder of validation predictions, the split's cases only; the rows carry the run's own keys."""
-    there = set(cases_of(predictions, structures.ending))
-    missing = sorted(set(run.cases) - there)
-    if missing:
-        raise ValueError(f"{predictions} lacks {missing[0]}: nnUNetv2_train ... {run.fold} --val")
-    rows = evaluate_folders(references, predictions, structures, num_processes=num_processes, cases=run.cases)
-    return [replace(row, case=run.key(row.case)) for row in rows]

@@ -47,10 +47,10 @@ def brute_force(reference, prediction, spacing):
 
 
 def naive_surface(mask):
-    """Return the voxels with a face neighbour that is outside of the mask or of the image."""
+    """Return the voxels with a face neighbour, along an axis that is there, outside of the mask or of the image."""
     padded = np.pad(mask, 1)
     inside = np.ones_like(mask)
-    for axis in range(mask.ndim):
+    for axis in (axis for axis in range(mask.ndim) if mask.shape[axis] > 1):
         for step in (-1, 1):
             moved = np.roll(padded, step, axis)
             inside &= moved[tuple(slice(1, -1) for _ in mask.shape)]
@@ -70,8 +70,9 @@ def test_everything_against_brute_force(pair):
     assert found.asd == pytest.approx(to_reference.mean(), abs=1e-6)
     assert found.assd == pytest.approx(both.mean(), abs=1e-6)
     assert found.nsd == pytest.approx((both <= 1.1).mean(), abs=1e-6)
-    assert found.volume_gt_ml == pytest.approx(reference.sum() * math.prod(spacing) / 1000)
-    assert found.volume_pred_ml == pytest.approx(prediction.sum() * math.prod(spacing) / 1000)
+    voxel_ml = math.prod(spacing) / 1000 if len(spacing) == 3 else math.nan
+    assert found.volume_gt_ml == pytest.approx(reference.sum() * voxel_ml, nan_ok=True)
+    assert found.volume_pred_ml == pytest.approx(prediction.sum() * voxel_ml, nan_ok=True)
     directed = compute_metrics(reference, prediction, spacing, hd95=Hausdorff95.MAX_DIRECTED).hd95
     expected = max(np.percentile(to_reference, 95), np.percentile(to_prediction, 95))
     assert directed == pytest.approx(expected, abs=1e-6)
@@ -150,3 +151,24 @@ def test_shapes_must_fit():
         compute_metrics(np.ones((2, 2), bool), np.ones((2, 3), bool), (1.0, 1.0))
     with pytest.raises(ValueError, match="3 spacings"):
         compute_metrics(np.ones((2, 2), bool), np.ones((2, 2), bool), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_volume_of_one_slice_is_measured_as_the_slice(axis):
+    """Its surface is the slice's outline, whatever lies above and below."""
+    reference, prediction = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
+    reference[4:14, 4:14], prediction[6:16, 4:14] = True, True
+    flat = compute_metrics(reference, prediction, (1.0, 2.0))
+    spacing = [1.0, 2.0]
+    spacing.insert(axis, 5.0)
+    volume = compute_metrics(*(np.expand_dims(mask, axis) for mask in (reference, prediction)), tuple(spacing))
+    assert (volume.hd95, volume.asd, volume.assd, volume.nsd) == (flat.hd95, flat.asd, flat.assd, flat.nsd)
+    assert flat.hd95 == 2
+    assert volume.volume_gt_ml == pytest.approx(100 * 10 / 1000)
+
+
+def test_a_picture_has_no_volume():
+    found = compute_metrics(np.ones((4, 4), bool), np.zeros((4, 4), bool), (1.0, 1.0))
+    assert math.isnan(found.volume_gt_ml)
+    assert math.isnan(found.volume_pred_ml)
+    assert (found.voxels_gt, found.voxels_pred) == (16, 0)

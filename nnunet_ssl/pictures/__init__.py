@@ -1,0 +1,1 @@
+"""What the pictures of reports, trainings and the demo have in common."""
