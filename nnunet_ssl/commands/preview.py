@@ -6,9 +6,15 @@ makes one every 50 epochs and in the last, in the folder `previews` beside the c
 
 import argparse
 import os
-from pathlib import Path
 
-from nnunet_ssl.commands.trained_models import add_device_argument, device_of, model_checkpoint
+from nnunet_ssl.commands.outputs import output_file
+from nnunet_ssl.commands.trained_models import (
+    add_device_argument,
+    away_from_results,
+    device_of,
+    model_checkpoint,
+    refuse_damaged_plans,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +34,9 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_ssl.commands.preprocess import check_environment
 
     check_environment()
+    target = output_file(options.o)
     name, checkpoint = model_checkpoint(options)
+    refuse_damaged_plans(name, options.p)
     os.environ["nnUNet_n_proc_DA"] = "0"  # for one batch no worker processes
     os.environ.pop("nnUNet_ssl_options", None)  # those of the checkpoint count
 
@@ -36,22 +44,26 @@ def run(options: argparse.Namespace) -> int:
     from nnunetv2.run.run_training import get_trainer_from_args
 
     from nnunet_ssl.data.loaders import batches_on_device, close_loader
+    from nnunet_ssl.training.checkpoints import load_model
     from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 
+    if "nnunet_ssl" not in load_model(checkpoint):
+        raise ValueError(f"{checkpoint} is of no semi-supervised training: nothing teaches it on unlabeled scans")
     device = torch.device(device_of(options))
     fold = options.f if options.f == "all" else int(options.f)
-    trainer = get_trainer_from_args(name, options.c, fold, options.tr, options.p, device=device)
-    if not isinstance(trainer, SemiSupervisedTrainer):
-        raise ValueError(f"{options.tr} is not semi-supervised: there is nothing that it is taught on unlabeled scans")
-    trainer.load_checkpoint(str(checkpoint))
-    loaders = trainer.get_dataloaders()
-    try:
-        _, unlabeled = batches_on_device(next(loaders[0]), device)
-    finally:
-        for loader in loaders:
-            close_loader(loader)
+    with away_from_results():
+        trainer = get_trainer_from_args(name, options.c, fold, options.tr, options.p, device=device)
+        if not isinstance(trainer, SemiSupervisedTrainer):
+            raise ValueError(f"{options.tr} is not semi-supervised: nothing teaches it on unlabeled scans")
+        trainer.load_checkpoint(str(checkpoint))
+        loaders = trainer.get_dataloaders()
+        try:
+            _, unlabeled = batches_on_device(next(loaders[0]), device)
+        finally:
+            for loader in loaders:
+                close_loader(loader)
     if not unlabeled.keys:
         raise ValueError(f"{checkpoint} is from the labeled-only warm-up, in which unlabeled images teach nothing yet")
-    trainer.draw_preview(unlabeled, Path(options.o))
-    print(f"{options.o}: {', '.join(unlabeled.keys)}")
+    trainer.draw_preview(unlabeled, target)
+    print(f"{target}: {', '.join(unlabeled.keys)}")
     return 0

@@ -1,23 +1,30 @@
-"""Predict the unlabeled scans of a training, and rank them by which is most worth labeling next.
+"""Predict the unlabeled scans of a training, and rank them by how uncertain the model is about them.
 
-Writes one label file for each scan, and ranking.csv, the scan most worth labeling first: by the mean of its ranks in
-entropy (mean over the predicted foreground and its border, a fraction of the largest possible one) and in disagreement
-of the training's two networks (share of their foreground on which they differ). A scan in which nothing is predicted
-comes first. confidence is the mean probability of the voxels predicted as a structure.
+Writes one label file for each scan, and ranking.csv, the most uncertain scan first: by the mean of its ranks in entropy
+(mean over the predicted foreground and its border, a fraction of the largest possible one) and in disagreement of the
+training's two networks (share of their foreground on which they differ). A scan in which nothing is predicted comes
+first. confidence is the mean probability of the voxels predicted as a structure. Whether labeling the most uncertain
+scans helps more than labeling others has not been measured.
+
+A scan that trainings leave out (damaged, of other channels) is left out here too and named at the end, with exit code
+1. Interrupted, the same command goes on where it stopped.
 """
 
 import argparse
 import csv
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from nnunet_ssl.commands.outputs import output_folder
 from nnunet_ssl.commands.trained_models import add_device_argument, device_of, model_checkpoint
 
 if TYPE_CHECKING:
     from nnunet_ssl.evaluation.label_priority import Uncertainty
 
-RANKING = "ranking.csv"
+RANKING, FINISHED = "ranking.csv", "finished.jsonl"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,77 +37,149 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", default="0", metavar="FOLD", help="fold, or all (default: 0)")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
     add_device_argument(parser)
-    parser.add_argument("-o", required=True, metavar="FOLDER", help="new or empty")
+    parser.add_argument("-o", required=True, metavar="FOLDER", help="new or empty, or what this command left there")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Predict, write and rank."""
+    """Predict, write and rank; return 1 if a scan was left out."""
     from nnunet_ssl.commands.preprocess import check_environment
 
     check_environment()
     name, checkpoint = model_checkpoint(options)
-    out = Path(options.o)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty: name a new folder with -o")
-    files = pool_files(name, options.f)
+    files, unused = pool_files(name, options.f)
+    folder = output_folder(options.o)
 
     import torch
     from tqdm import tqdm
 
+    from nnunet_ssl.data.older_conversions import older_conversion
     from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
 
     predictor = PoolPredictor(checkpoint.parent.parent, options.f, options.chk, torch.device(device_of(options)))
+    finished = Finished.open(folder, checkpoint, files)
     ending = predictor.predictor.dataset_json["file_ending"]
-    out.mkdir(parents=True, exist_ok=True)
-    uncertainties, volumes = {}, {}
-    for case, prediction in tqdm(predictor.predict(files), total=len(files), desc="Predicting"):
-        predictor.write(prediction, out / f"{case}{ending}")
-        uncertainties[case], volumes[case] = prediction.uncertainty, prediction.volumes_ml
-    order = write_ranking(out / RANKING, uncertainties, volumes)
-    print(f"{len(files)} scans in {out}; most worth labeling next: {', '.join(order[:5])} (see {RANKING})")
-    return 0
+    finished.forget_what_is_gone(ending)
+    problems = {}
+    todo = [case for case in files if case not in finished.cases]
+    if finished.cases:
+        print(f"{len(finished.cases)} of {len(files)} scans are done already in {options.o}")
+    for case in tqdm(todo, desc="Predicting"):
+        try:
+            prediction = predictor.predict(files[case])
+        except ValueError as error:
+            problems[case] = " ".join(str(error).split())
+            continue
+        predictor.write(prediction, finished.folder / f"{case}{ending}")
+        finished.add(case, prediction.uncertainty, prediction.volumes_ml)
+    order = finished.write_ranking()
+    print(f"{len(order)} scans in {options.o}; most uncertain: {', '.join(order[:5]) or 'none'} (see {RANKING})")
+    for sentence in filter(None, (unused, older_conversion(predictor.predictor.dataset_json))):
+        print(sentence)
+    print(*(f"left out, {case}: {why}" for case, why in problems.items()), sep="\n", end="\n" if problems else "")
+    return 1 if problems else 0
 
 
-def pool_files(dataset: str, fold: str) -> dict[str, list[Path]]:
-    """Return the image files of the fold's unlabeled cases, in imagesUn or, hidden labels aside, in imagesTr.
+def pool_files(dataset: str, fold: str) -> tuple[dict[str, list[Path]], str]:
+    """Return the image files of the fold's unlabeled cases, and one sentence about what imagesUn holds besides.
+
+    They lie in imagesUn or, hidden labels aside, where the training cases lie.
 
     Raises:
         ValueError: there are none, or a case has no image.
     """
-    from nnunet_ssl.data.unlabeled_pool import unlabeled_cases_of_fold
-    from nnunet_ssl.splits.hiding import file_ending, images_of
-    from nnunet_ssl.splits.raw_cases import RawCases
+    from nnunet_ssl.data.raw_files import RawDataset, some, unlabeled_images, unused_files
+    from nnunet_ssl.data.split_file import unlabeled_cases_of_fold
 
-    raw = Path(os.environ["nnUNet_raw"], dataset)
+    raw = RawDataset.open(Path(os.environ["nnUNet_raw"], dataset))
     splits = Path(os.environ["nnUNet_preprocessed"], dataset, "splits_final.json")
     named = unlabeled_cases_of_fold(splits, fold if fold == "all" else int(fold))
-    cases = RawCases.of(raw).unlabeled if named is None else named
+    images = unlabeled_images(raw.folder / "imagesUn", raw.ending)
+    unused = unused_files(raw.folder / "imagesUn", raw.ending)
+    cases = sorted(images) if named is None else named
     if not cases:
-        raise ValueError(f"there are no unlabeled images in {raw / 'imagesUn'}, and the split names none")
-    ending = file_ending(raw)
-    files = {
-        case: images_of(raw / "imagesUn", case, ending) or images_of(raw / "imagesTr", case, ending) for case in cases
-    }
-    missing = [case for case, images in files.items() if not images]
-    if missing:
-        raise ValueError(f"the unlabeled case {missing[0]} has no image in {raw / 'imagesUn'} or {raw / 'imagesTr'}")
-    return files
+        raise ValueError(
+            f"there are no unlabeled images in {raw.folder / 'imagesUn'}, and the split names none. {unused}"
+        )
+    everywhere = raw.images("imagesTr") | images
+    if missing := [case for case in cases if case not in everywhere]:
+        places = "imagesUn or where the training images lie" if raw.lies_elsewhere else "imagesUn or imagesTr"
+        raise ValueError(f"unlabeled cases have no image in {raw.folder}, {places}: {some(missing)}")
+    return {case: everywhere[case] for case in cases}, unused
 
 
-def write_ranking(
-    file: Path, uncertainties: dict[str, "Uncertainty"], volumes: dict[str, dict[str, float]]
-) -> list[str]:
-    """Write the ranking and return the cases in its order."""
-    from nnunet_ssl.evaluation.label_priority import priority
+class Finished:
+    """What is done already, one line for each scan in a file beside the predictions, so that nothing is done twice."""
 
-    order = priority(uncertainties)
-    structures = list(next(iter(volumes.values())))
-    with file.open("w", newline="") as opened:
-        writer = csv.writer(opened)
-        columns = [f"{kind}_{name}" for name in structures for kind in ("confidence", "volume_ml")]
-        writer.writerow(["rank", "case", "entropy", "disagreement", *columns])
-        for rank, case in enumerate(order, start=1):
-            found = uncertainties[case]
-            values = [value for name in structures for value in (found.confidence[name], volumes[case][name])]
-            writer.writerow([rank, case, *(f"{v:.6g}" for v in (found.entropy, found.disagreement, *values))])
-    return order
+    def __init__(self, folder: Path, files: dict[str, list[Path]], cases: dict[str, dict]) -> None:
+        """Take the folder, the image files of each scan of the pool, and what an earlier call has noted of scans."""
+        self.folder = folder
+        self.files = files
+        self.cases = cases
+
+    @classmethod
+    def open(cls, folder: Path, checkpoint: Path, files: dict[str, list[Path]]) -> "Finished":
+        """Read what an earlier call has left in a folder, or make the folder.
+
+        Raises:
+            ValueError: the folder holds something else, or predictions of another model.
+        """
+        model = [checkpoint.parent.parent.name, checkpoint.parent.name, checkpoint.name, *marks([checkpoint])]
+        file = folder / FINISHED
+        if not file.is_file():
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise ValueError(f"{folder} is not empty: name a new folder with -o")
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(model) + "\n")
+            return cls(folder, files, {})
+        lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            entries = [json.loads(line) for line in lines]
+            cases = {entry["case"]: entry for entry in entries[1:] if entry["marks"] and entry["uncertainty"]}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file} is damaged: name a new folder with -o") from error
+        if entries[:1] != [model]:
+            raise ValueError(f"{folder} holds the predictions of another model: name a new folder with -o")
+        file.write_text("".join(lines))  # without half a line, after a power cut
+        return cls(folder, files, cases)
+
+    def forget_what_is_gone(self, ending: str) -> None:
+        """Let scans that have changed or left the pool, or whose label file is missing, count as not done.
+
+        What was predicted for them is deleted.
+        """
+        for case, entry in list(self.cases.items()):
+            labels = self.folder / f"{case}{ending}"
+            is_same = case in self.files and entry["marks"] == marks(self.files[case])
+            if not is_same:
+                labels.unlink(missing_ok=True)
+            if not is_same or not labels.is_file():
+                del self.cases[case]
+
+    def add(self, case: str, uncertainty: "Uncertainty", volumes_ml: dict[str, float]) -> None:
+        """Note that a scan is done."""
+        measured = {"uncertainty": asdict(uncertainty), "volumes_ml": volumes_ml}
+        self.cases[case] = {"case": case, "marks": marks(self.files[case]), **measured}
+        with (self.folder / FINISHED).open("a") as opened:
+            opened.write(json.dumps(self.cases[case]) + "\n")
+
+    def write_ranking(self) -> list[str]:
+        """Write the ranking of what is done and return the cases in its order."""
+        from nnunet_ssl.evaluation.label_priority import Uncertainty, priority
+
+        found = {case: Uncertainty(**self.cases[case]["uncertainty"]) for case in self.files if case in self.cases}
+        order = priority(found)
+        with (self.folder / RANKING).open("w", newline="") as opened:
+            writer = csv.writer(opened)
+            structures = list(self.cases[order[0]]["volumes_ml"]) if order else []
+            columns = [f"{kind}_{name}" for name in structures for kind in ("confidence", "volume_ml")]
+            writer.writerow(["rank", "case", "entropy", "disagreement", *columns])
+            for rank, case in enumerate(order, start=1):
+                one, volumes = found[case], self.cases[case]["volumes_ml"]
+                values = [value for name in structures for value in (one.confidence[name], volumes[name])]
+                writer.writerow([rank, case, *(f"{v:.6g}" for v in (one.entropy, one.disagreement, *values))])
+        return order
+
+
+def marks(files: list[Path]) -> list[Any]:
+    """Return what tells whether files have changed: size in bytes and time of change in ns of each."""
+    return [[file.stat().st_size, file.stat().st_mtime_ns] if file.exists() else None for file in files]

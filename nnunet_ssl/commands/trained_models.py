@@ -2,37 +2,102 @@
 
 import argparse
 import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+FOLD = re.compile(r"0|[1-9]\d*|all")
 
 
 def model_folder(options: argparse.Namespace) -> tuple[str, Path]:
     """Return the name of the data set, and the model that -d, -c, -tr and -p stand for.
 
     Raises:
-        ValueError: nnUNet_results is not set, or there is no such data set or model.
+        ValueError: nnUNet_results is not set, there is no such data set or model, or its files are damaged.
     """
-    from nnunet_ssl.commands.preprocess import dataset_name
+    from nnunet_ssl.data.dataset_names import dataset_name
 
     if not os.environ.get("nnUNet_results"):
         raise ValueError("nnUNet_results not set: export nnUNet_results=/path/to/folder")
     name = dataset_name(options.d)
-    model = Path(os.environ["nnUNet_results"], name, f"{options.tr}__{options.p}__{options.c}")
+    results = Path(os.environ["nnUNet_results"], name)
+    model = results / f"{options.tr}__{options.p}__{options.c}"
     if not model.is_dir():
-        raise ValueError(f"there is no trained model {model}")
+        parts = [folder.name.split("__") for folder in sorted(results.glob("*__*__*"))]
+        there = "; ".join(f"-tr {trainer} -p {plans} -c {one}" for trainer, plans, one in parts)
+        raise ValueError(f"there is no trained model {model}" + (f", there are: {there}" if there else ""))
+    refuse_damaged_files(model, options.c)
     return name, model
+
+
+def refuse_damaged_files(model: Path, configuration: str) -> None:
+    """Raise a ValueError if plans.json or dataset.json of a trained model are missing or damaged."""
+    from nnunet_ssl.data.raw_files import channel_names, read_dataset_json, read_json_file
+
+    channel_names(read_dataset_json(model / "dataset.json"), model / "dataset.json")
+    configurations = read_json_file(model / "plans.json").get("configurations")
+    if not isinstance(configurations, dict) or configuration not in configurations:
+        raise ValueError(f"{model / 'plans.json'} has no configuration {configuration}: copy the model anew")
+
+
+def refuse_damaged_plans(name: str, plans: str) -> None:
+    """Raise a ValueError if what planning left of a data set, which a trainer reads, is missing or damaged."""
+    from nnunet_ssl.data.plans_file import read_plans
+    from nnunet_ssl.data.raw_files import channel_names, read_dataset_json
+
+    folder = Path(os.environ["nnUNet_preprocessed"], name)
+    read_plans(folder / f"{plans}.json")
+    channel_names(read_dataset_json(folder / "dataset.json"), folder / "dataset.json")
 
 
 def model_checkpoint(options: argparse.Namespace) -> tuple[str, Path]:
     """Return the name of the data set, and the checkpoint that -f and -chk stand for besides.
 
     Raises:
-        ValueError: as `model_folder`, or there is no such checkpoint.
+        ValueError: as `model_folder`, or there is no such fold or checkpoint.
     """
     name, model = model_folder(options)
-    checkpoint = model / f"fold_{options.f}" / options.chk
-    if not checkpoint.is_file():
-        raise ValueError(f"there is no {checkpoint}: is the training finished?")
-    return name, checkpoint
+    return name, checkpoint_of(model, options.f, options.chk)
+
+
+def checkpoint_of(model: Path, fold: str, checkpoint: str) -> Path:
+    """Return a checkpoint of a model.
+
+    Raises:
+        ValueError: there is no such fold or checkpoint; which there are is said.
+    """
+    if not FOLD.fullmatch(fold):
+        raise ValueError(f"-f is the number of a fold, or all, got {fold!r}")
+    folder = model / f"fold_{fold}"
+    if not folder.is_dir():
+        folds = ", ".join(sorted(one.name.removeprefix("fold_") for one in model.glob("fold_*") if one.is_dir()))
+        raise ValueError(f"{model} has no fold {fold}, it has: {folds or 'none'}")
+    file = folder / checkpoint
+    if not file.is_file():
+        others = ", ".join(sorted(one.name for one in folder.glob("*.pth")))
+        raise ValueError(f"there is no {file}: is the training finished? -chk chooses from: {others or 'none'}")
+    return file
+
+
+@contextmanager
+def away_from_results() -> Iterator[None]:
+    """Let nnU-Net construct a trainer without a trace in the run's folder.
+
+    It makes the output folder and a log there, and deletes the folder of Weights & Biases of a run that does not go on.
+    """
+    before = {name: os.environ.get(name) for name in ("nnUNet_results", "nnUNet_wandb_enabled")}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"nnUNet_results": folder, "nnUNet_wandb_enabled": "0"}
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -49,5 +114,5 @@ def device_of(options: argparse.Namespace) -> str:
     import torch
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no CUDA device that torch can use (nnunet_ssl doctor says why): -device cpu")
+        raise ValueError("there is no CUDA device that can be used (see nnunet_ssl doctor): take -device cpu")
     return options.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,13 +5,13 @@ from pathlib import Path
 import matplotlib.style
 import numpy as np
 import torch
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace
 from nnunet_ssl.building_blocks.teaching import CONFIDENT
 from nnunet_ssl.data.loaders import UnlabeledBatch
+from nnunet_ssl.pictures.overlay import draw_overlay, fullest_slice
 
 MOST_PATCHES = 4
 
@@ -48,23 +48,20 @@ def draw_teaching(
     accepted = accepted.all(1)
     names = [*views, "pseudo-label", name]
     patches = min(MOST_PATCHES, len(labels))
-    channels = range(space.num_channels)[space.foreground]
-    colors = ListedColormap([f"C{channel % 10}" for channel in range(len(channels))])
+    highest = len(range(space.num_channels)[space.foreground])
     with matplotlib.style.context("default"):  # nnU-Net's own plot sets huge fonts for the whole process
         figure = Figure(figsize=(3.2 * len(names), 3.3 * patches + 0.5), layout="constrained")
         figure.suptitle(title)
         for row, axes in enumerate(figure.subplots(patches, len(names), squeeze=False)):
-            where = shown_slice(labels[row])
+            label = labels[row].cpu().numpy()
+            where = fullest_slice(label) if label.ndim == 3 else slice(None)
             background = {name: view[row, 0][where].float().cpu().numpy() for name, view in views.items()}
-            label = labels[row][where].cpu().numpy()
+            label = label[where]
             kept = accepted[row][where].cpu().numpy()
             layers = [None] * len(views) + [label, np.where(kept, label, 0)]
             images = [*background.values(), *[next(iter(background.values()))] * 2]
             for axis, name, image, layer in zip(axes, names, images, layers, strict=True):
-                axis.imshow(image, cmap="gray")
-                if layer is not None:
-                    masked = np.ma.masked_equal(layer, 0)
-                    axis.imshow(masked, cmap=colors, vmin=1, vmax=len(channels), alpha=0.55, interpolation="nearest")
+                draw_overlay(axis, image, layer, highest)
                 axis.set_title(name, fontsize="small")
                 axis.set_xlabel("voxels")
             share = float(accepted[row].float().mean())
@@ -79,8 +76,3 @@ def label_map(space: LabelSpace, probs: Tensor) -> Tensor:
     maps = space.one_hot(space.pseudo_label(probs))[:, space.foreground]
     numbers = torch.arange(1, maps.shape[1] + 1, device=maps.device).view(1, -1, *[1] * (maps.ndim - 2))
     return (maps * numbers).amax(1)
-
-
-def shown_slice(labels: Tensor) -> int | slice:
-    """Return the index of the slice (Z, Y, X) with the most foreground; of a plane (Y, X) all of it."""
-    return int((labels > 0).sum((1, 2)).argmax()) if labels.ndim == 3 else slice(None)

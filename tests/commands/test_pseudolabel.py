@@ -1,11 +1,13 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 import SimpleITK
 
 from nnunet_ssl.commands.cli import main
+from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from tests.data.test_unlabeled_preprocessing import write_image
 from tests.training.test_model_export import finished_run
@@ -47,7 +49,7 @@ def test_every_scan_is_predicted_and_ranked(dataset, tmp_path, capsys):
             volume = np.isin(voxels, values[name]).sum() / 1000
             assert float(row[f"volume_ml_{name}"]) == pytest.approx(volume, rel=1e-4)
         assert 0 <= float(row["entropy"]) <= 1 or row["entropy"] == "nan"
-    assert f"most worth labeling next: {rows[0]['case']}, {rows[1]['case']}" in capsys.readouterr().out
+    assert f"most uncertain: {rows[0]['case']}, {rows[1]['case']}" in capsys.readouterr().out
 
 
 def test_wrong_use_is_one_sentence(dataset, tmp_path, capsys):
@@ -55,11 +57,120 @@ def test_wrong_use_is_one_sentence(dataset, tmp_path, capsys):
     (tmp_path / "full" / "mine.txt").touch()
     for arguments, message in (
         ((tmp_path / "full",), "full is not empty: name a new folder with -o"),
-        ((tmp_path / "new", "-f", "3"), "checkpoint_final.pth: is the training finished?"),
+        ((tmp_path / "new", "-f", "3"), "has no fold 3, it has: 0"),
+        ((tmp_path / "new", "-chk", "none.pth"), "none.pth: is the training finished? -chk chooses from: "),
     ):
         assert pseudolabel(*arguments) == 2
         assert message in capsys.readouterr().err
     dataset.write_splits([{"train": ["labeled0"], "val": ["labeled1"], "unlabeled": ["nowhere"]}])
     assert pseudolabel(tmp_path / "new") == 2
-    assert "the unlabeled case nowhere has no image in" in capsys.readouterr().err
+    assert "unlabeled cases have no image in" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def damage(file) -> None:
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def add_channel(file) -> None:
+    write_image(file.with_name(file.name.replace("_0000", "_0001")), shape=(18, 20, 22))
+
+
+def make_a_text(file) -> None:
+    file.write_text("no image")
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [(damage, "cut off or damaged"), (add_channel, "it has 2 channel(s)"), (make_a_text, "is damaged, or no image")],
+)
+@pytest.mark.parametrize("dataset", [{}], indirect=True)
+def test_scan_that_training_leaves_out_is_left_out_and_named(dataset, tmp_path, capsys, harm, reason):
+    image = dataset.images_un / "scan1_0000.nii.gz"
+    harm(image)
+    assert pseudolabel(tmp_path / "pseudo") == 1
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("left out, scan1: "))
+    assert reason in line
+    assert ranked(tmp_path / "pseudo") == {"scan0", "scan2"}
+    assert not (tmp_path / "pseudo" / "scan1.nii.gz").exists()
+    for file in dataset.images_un.glob("scan1_*"):
+        file.unlink()
+    write_image(image, seed=1, shape=(18, 20, 22))
+    assert pseudolabel(tmp_path / "pseudo") == 0  # the same command: what is mended is added
+    assert "2 of 3 scans are done already" in capsys.readouterr().out
+    assert ranked(tmp_path / "pseudo") == {"scan0", "scan1", "scan2"}
+
+
+def ranked(out) -> set[str]:
+    with (out / "ranking.csv").open(newline="") as opened:
+        return {row["case"] for row in csv.DictReader(opened)}
+
+
+@pytest.mark.parametrize("dataset", [{}], indirect=True)
+def test_interrupted_it_goes_on_where_it_stopped(dataset, tmp_path, monkeypatch, capsys):
+    out, seen = tmp_path / "pseudo", []
+    assert pseudolabel(tmp_path / "whole") == 0
+    predict = PoolPredictor.predict
+
+    def interrupted(self, files):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(files[0].name)
+        return predict(self, files)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PoolPredictor, "predict", interrupted)
+        assert pseudolabel(out) == 130
+    with (out / "finished.jsonl").open("a") as opened:
+        opened.write('{"case": "scan1", "unfin')  # as a power cut leaves it
+    done = {file.name: file.stat().st_mtime_ns for file in out.glob("*.nii.gz")}
+    write_image(dataset.images_un / "scan0_0000.nii.gz", seed=77, shape=(18, 20, 22))  # another scan by this name now
+    assert pseudolabel(out) == 0
+    kept = {name for name, time in done.items() if (out / name).stat().st_mtime_ns == time}
+    assert kept == {"scan2.nii.gz"}
+    assert ranked(out) == {"scan0", "scan1", "scan2"}
+    write_image(dataset.images_un / "scan0_0000.nii.gz", seed=0, shape=(18, 20, 22))
+    assert pseudolabel(out) == 0
+    assert (out / "ranking.csv").read_text() == (tmp_path / "whole" / "ranking.csv").read_text()
+
+
+@pytest.mark.parametrize("dataset", [{}], indirect=True)
+def test_outputs_are_those_of_the_scans_that_there_are(dataset, tmp_path, capsys):
+    """A deleted label file is made again; what stands for a scan that is damaged or gone by now is deleted."""
+    out = tmp_path / "pseudo"
+    assert pseudolabel(out) == 0
+    ranking = (out / "ranking.csv").read_text()
+    (out / "scan1.nii.gz").unlink()
+    assert pseudolabel(out) == 0
+    assert (out / "scan1.nii.gz").exists()
+    assert (out / "ranking.csv").read_text() == ranking
+    damage(dataset.images_un / "scan1_0000.nii.gz")
+    assert pseudolabel(out) == 1
+    assert not (out / "scan1.nii.gz").exists()
+    dataset.write_splits([{"train": ["labeled0"], "val": ["labeled1"], "unlabeled": ["scan2"]}])
+    assert pseudolabel(out) == 0
+    assert ranked(out) == {"scan2"}
+    assert [file.name for file in out.glob("*.nii.gz")] == ["scan2.nii.gz"]
+    for content in ("[]\nno json\n", '["x"]\n{"case": "scan2"}\n', "3\n4\n"):
+        (out / "finished.jsonl").write_text(content)
+        assert pseudolabel(out) == 2
+        assert "finished.jsonl is damaged: name a new folder with -o" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dataset", [{}], indirect=True)
+@pytest.mark.parametrize("value", [1e38, 3e38])
+def test_intensities_that_preprocessing_cannot_take_are_left_out(dataset, tmp_path, capsys, value):
+    voxels = np.random.default_rng(0).normal(size=(18, 20, 22)).astype(np.float32)
+    voxels[:9] = value
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), str(dataset.images_un / "scan1_0000.nii.gz"))
+    assert pseudolabel(tmp_path / "pseudo") == 1
+    assert "left out, scan1: the image holds values that are not finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dataset", [{}], indirect=True)
+def test_predictions_of_two_models_are_not_mixed(dataset, tmp_path, capsys):
+    assert pseudolabel(tmp_path / "pseudo") == 0
+    folder = dataset.root / "results" / dataset.folder.name / "nnUNetTrainerMeanTeacher__nnUNetPlans__3d_fullres"
+    shutil.copy(folder / "fold_0" / "checkpoint_final.pth", folder / "fold_0" / "checkpoint_best.pth")
+    assert pseudolabel(tmp_path / "pseudo", "-chk", "checkpoint_best.pth") == 2
+    assert "holds the predictions of another model" in capsys.readouterr().err

@@ -1,3 +1,5 @@
+import os
+
 import matplotlib.image
 import pytest
 import torch
@@ -6,7 +8,7 @@ from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
 from nnunet_ssl.commands.cli import main
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
-from nnunet_ssl.training.teaching_preview import label_map, shown_slice
+from nnunet_ssl.training.teaching_preview import label_map
 from tests.conftest import assert_equal_weights, make_trainer, parameters_of
 from tests.training.test_model_export import finished_run
 
@@ -16,13 +18,6 @@ def test_map_of_labels_and_of_regions():
     assert label_map(SoftmaxLabels(3), probs).tolist() == [[0, 1, 2]]
     whole, core = torch.tensor([[0.9, 0.9, 0.1], [0.8, 0.2, 0.3]])
     assert label_map(SigmoidRegions(2), torch.stack([whole, core])[None]).tolist() == [[2, 1, 0]]
-
-
-def test_slice_with_most_foreground():
-    labels = torch.zeros(4, 5, 5)
-    labels[2, :3] = 1
-    assert shown_slice(labels) == 2
-    assert shown_slice(labels[2]) == slice(None)
 
 
 @pytest.mark.parametrize("cell", [{"dim": 2}, {"dim": 3}, {"regions": True, "num_classes": 4}], ids=str)
@@ -67,4 +62,20 @@ def test_preview_of_a_checkpoint(tiny_dataset, tmp_path, capsys, name):
     assert pixels[..., :3].std() > 0.05
     assert f"{out}: unlabeled" in capsys.readouterr().out
     assert main(["preview", *arguments, "-f", "1"]) == 2
-    assert "there is no" in capsys.readouterr().err
+    assert "has no fold 1, it has: 0" in capsys.readouterr().err
+
+
+def test_preview_leaves_the_runs_folder_as_it_is(tiny_dataset, tmp_path, monkeypatch):
+    """nnU-Net's constructor would begin a log, and delete what Weights & Biases has kept."""
+    dataset = tiny_dataset()
+    finished_run(dataset, find_trainer("nnUNetTrainerMeanTeacher"))
+    folder = next((dataset.root / "results").rglob("fold_0"))
+    (folder / "wandb" / "run-1").mkdir(parents=True)
+    (folder / "wandb" / "run-1" / "kept").write_text("curves of a week")
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    results = os.environ["nnUNet_results"]
+    before = {path: path.stat().st_mtime_ns for path in (dataset.root / "results").rglob("*")}
+    arguments = ["-d", "999", "-tr", "nnUNetTrainerMeanTeacher", "-device", "cpu", "-o", str(tmp_path / "preview.png")]
+    assert main(["preview", *arguments]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (dataset.root / "results").rglob("*")} == before
+    assert (os.environ["nnUNet_results"], os.environ["nnUNet_wandb_enabled"]) == (results, "1")
