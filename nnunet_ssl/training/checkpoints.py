@@ -4,14 +4,17 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from nnunet_ssl.data.image_files import fault_of_the_machine
+
 # What torch.load raises for a file that is cut off, empty or overwritten.
 DAMAGE = (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError, UnicodeDecodeError)
+KEYS_OF_A_MODEL = ("network_weights", "trainer_name", "init_args")  # without which nnU-Net cannot predict
 
 
 def previous_checkpoint(filename: str | Path) -> Path:
@@ -44,14 +47,37 @@ def load_checkpoint_file(filename: str | Path, map_location: torch.device) -> di
         ValueError: there is no such file, or it is no checkpoint of nnU-Net.
     """
     try:
-        checkpoint = torch.load(filename, map_location=map_location, weights_only=False)
+        checkpoint = _load(filename, map_location)
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"{filename} is not a file") from None
     except DAMAGE as error:
-        raise ValueError(f"{filename} cannot be read as a checkpoint ({type(error).__name__})") from error
-    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise ValueError(f"{filename} cannot be read as a checkpoint: it is damaged, or none") from error
+    if not isinstance(checkpoint.get("network_weights"), dict):
         raise ValueError(f"{filename} is no checkpoint of nnU-Net: it has no network_weights")
+    ours = checkpoint.get("nnunet_ssl", {})
+    if not isinstance(ours, dict) or not isinstance(ours.get("options", {}), dict):
+        raise ValueError(f"{filename} is damaged: its options are no names with values")
     return checkpoint
+
+
+def load_model(filename: str | Path) -> dict:
+    """Load a checkpoint to predict with, onto the CPU.
+
+    Raises:
+        ValueError: as `load_checkpoint_file`, or it lacks what nnU-Net's prediction reads.
+    """
+    checkpoint = load_checkpoint_file(filename, torch.device("cpu"))
+    refuse_missing(checkpoint, KEYS_OF_A_MODEL, filename)
+    if not isinstance(checkpoint["init_args"], dict) or "configuration" not in checkpoint["init_args"]:
+        raise ValueError(f"{filename} does not say of which configuration it is: its init_args are damaged")
+    return checkpoint
+
+
+def refuse_missing(checkpoint: dict, keys: Iterable[str], filename: str | Path) -> None:
+    """Raise a ValueError if a checkpoint lacks one of the keys."""
+    for key in keys:
+        if key not in checkpoint:
+            raise ValueError(f"{filename} has no {key}: it is damaged, or of another program")
 
 
 def load_intact(filename: str | Path, map_location: torch.device, report: Callable[[str], None]) -> dict:
@@ -66,19 +92,32 @@ def load_intact(filename: str | Path, map_location: torch.device, report: Callab
     filename = Path(filename)
     previous = previous_checkpoint(filename)
     try:
-        return torch.load(filename, map_location=map_location, weights_only=False)
+        return _load(filename, map_location)
     except DAMAGE as error:
-        damage = f"{filename} is damaged ({type(error).__name__})"
+        damage = f"{filename} is damaged, or no checkpoint,"
         if not previous.exists():
             raise RuntimeError(
                 f"{damage} and there is no previous checkpoint beside it: delete it to go on from another checkpoint "
                 "with --c, or train again"
             ) from error
-    report(f"WARNING: {damage}, going on from {previous.name}")
+    report(f"WARNING: {damage} going on from {previous.name}")
     try:
-        return torch.load(previous, map_location=map_location, weights_only=False)
+        return _load(previous, map_location)
     except DAMAGE as error:
         raise RuntimeError(f"{damage} and so is {previous.name}: train again without --c") from error
+
+
+def _load(filename: str | Path, map_location: torch.device) -> dict:
+    """Load a file; one of DAMAGE if it is damaged or holds something else."""
+    try:
+        checkpoint = torch.load(filename, map_location=map_location, weights_only=False)
+    except OSError as error:
+        if error.filename is not None or fault_of_the_machine(error):
+            raise
+        raise EOFError(f"{filename} is cut off") from error  # torch seeks in it to where nothing is
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{filename} holds no checkpoint")
+    return checkpoint
 
 
 def _keep_as_previous(filename: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ssl.training.checkpoints import load_checkpoint_file
+from nnunet_ssl.data.raw_files import read_json_file
+from nnunet_ssl.training.checkpoints import load_model
 
 # What nnU-Net's prediction reads of dataset.json. Anything else may name cases, people or places.
 DATASET_KEYS = (
@@ -65,15 +66,15 @@ def export_model(
         The folds in the zip: those given, or with `ensemble` 0 to twice as many.
 
     Raises:
-        ValueError: a fold has no such checkpoint, or the checkpoint is damaged; with `ensemble`, there is no second
+        ValueError: a fold has no such checkpoint, or a file is damaged; with `ensemble`, there is no second
             network, or it has another architecture, for which a model of nnU-Net has no place.
     """
     files = {fold: model / f"fold_{fold}" / checkpoint_name for fold in folds}
     for fold, file in files.items():
         if not file.is_file():
             raise ValueError(f"fold {fold} has no {file}: is its training finished?")
-    plans = json.loads((model / "plans.json").read_text()) | {"plans_name": names.plans}
-    content = json.loads((model / "dataset.json").read_text())
+    plans = read_json_file(model / "plans.json") | {"plans_name": names.plans}
+    content = read_json_file(model / "dataset.json")
     description = {key: content[key] for key in DATASET_KEYS if key in content}
 
     configuration = model.name.rpartition("__")[2]
@@ -86,7 +87,7 @@ def export_model(
             opened.writestr(f"{folder}/dataset.json", json.dumps(description, indent=1))
             written = []
             for fold, file in files.items():
-                checkpoint = load_checkpoint_file(file, torch.device("cpu"))
+                checkpoint = load_model(file)
                 for weights in networks_of(checkpoint, file) if ensemble else [checkpoint["network_weights"]]:
                     written.append(str(len(written)) if ensemble else fold)
                     content = plain_checkpoint(checkpoint | {"network_weights": weights}, written[-1], names)
@@ -115,7 +116,7 @@ def plain_checkpoint(checkpoint: dict[str, Any], fold: str, names: ExportedNames
         "network_weights": {name: weight.detach().cpu() for name, weight in checkpoint["network_weights"].items()},
         "trainer_name": names.trainer,
         "init_args": {"configuration": checkpoint["init_args"]["configuration"], "fold": fold},
-        "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
+        "inference_allowed_mirroring_axes": checkpoint.get("inference_allowed_mirroring_axes"),
     }
 
 

@@ -26,6 +26,7 @@ RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("_weight",), "0 or more", lambda value: value >= 0.0),
     (("_concentration",), "more than 0", lambda value: value > 0.0),
 )
+NUMBERS = tuple(ending for endings, _, _ in RANGES for ending in endings)  # need not be whole: `_weight = 1` takes 0.5
 # What a method is, not what a run may change.
 NOT_OPTIONS = ("views", "step_cost", "name_of_inference_network", "changes_supervised_term")
 
@@ -34,7 +35,8 @@ def allowed_options(trainer: type, host: type) -> dict[str, type]:
     """Return the options of a trainer class and their types.
 
     These are nnU-Net's settings above and the public class attributes of the classes between `trainer` and `host`,
-    nnU-Net's own trainer. An attribute that is None takes its type from its annotation.
+    nnU-Net's own trainer. An attribute that is None takes its type from its annotation; one whose name ends as those of
+    fractions and weights is a number that need not be whole.
     """
     allowed = dict(HOST_SETTINGS)
     ours = [cls for cls in trainer.__mro__ if issubclass(cls, host) and cls is not host]
@@ -45,7 +47,8 @@ def allowed_options(trainer: type, host: type) -> dict[str, type]:
             if value is None and name in cls.__annotations__:
                 allowed[name] = _type_of_annotation(cls, name)
             elif isinstance(value, bool | int | float | str):
-                allowed[name] = type(value)
+                is_number = type(value) is int and name.endswith(NUMBERS)
+                allowed[name] = float if is_number else type(value)
     return allowed
 
 

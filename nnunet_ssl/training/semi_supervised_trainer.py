@@ -19,7 +19,13 @@ from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.building_blocks.teaching import collapsed, foreground_shares, teaching_statistics, usual_share
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch, batches_on_device, close_loader
 from nnunet_ssl.training import distributed, reproducibility
-from nnunet_ssl.training.checkpoints import load_checkpoint_file, load_intact, previous_checkpoint, save_atomically
+from nnunet_ssl.training.checkpoints import (
+    load_checkpoint_file,
+    load_intact,
+    previous_checkpoint,
+    refuse_missing,
+    save_atomically,
+)
 from nnunet_ssl.training.curves import Curves
 from nnunet_ssl.training.epoch_progress import EpochProgress
 from nnunet_ssl.training.options import (
@@ -414,7 +420,8 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
             if repeated := yielded.keys() & terms.keys():
                 raise ValueError(f"training_losses yields {', '.join(sorted(repeated))} twice: give each term a name")
             loss = sum(yielded.values())
-            (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+            if loss.requires_grad:  # an empty mask may leave a constant
+                (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
             terms |= {name: term.detach().float() for name, term in yielded.items()}
         if not terms:
             raise ValueError(f"training_losses of {type(self).__name__} yields no loss")
@@ -651,6 +658,7 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
             "nnunet_ssl": {
                 "options": self.options,
+                **self._split_digests,
                 "optimizer_steps": self.optimizer_steps,
                 "curves": self.curves.values,
                 "parts": {name: part.state_dict() for name, part in self.stateful_parts().items()},
@@ -672,10 +680,13 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
                 f"this is a checkpoint of {checkpoint.get('trainer_name')}, not of {type(self).__name__}: to start "
                 f'from its weights, train without --c and with {ENVIRONMENT_VARIABLE}="init_checkpoint=PATH"'
             )
+        refuse_missing(checkpoint, ("optimizer_state", "init_args", "current_epoch", "logging"), "the checkpoint")
+        refuse_missing(ours, ("options", "optimizer_steps", "curves", "parts"), "the checkpoint")
         if not self.was_initialized:
             self._adopt_options(ours["options"])
             self.initialize()
         self.was_resumed = True
+        self._split_digests = {name: ours[name] for name in ("split", "train_and_val") if name in ours}
         self.optimizer_steps = ours["optimizer_steps"]
         self.curves.values = ours["curves"]
         for name, part in self.stateful_parts().items():
@@ -688,7 +699,7 @@ class SemiSupervisedTrainer(TwoStreamTrainer):
         self.logger.load_checkpoint(checkpoint["logging"])
         # nnU-Net writes checkpoint_latest before it notes a new best, which the stored value therefore misses.
         self._best_ema = max(self.logger.get_value("ema_fg_dice", step=None), default=None)
-        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        self.inference_allowed_mirroring_axes = checkpoint.get("inference_allowed_mirroring_axes")
 
     def _adopt_options(self, stored: dict[str, Any]) -> None:
         given = self._given_options() if self.logger.resume else None

@@ -1,19 +1,32 @@
 """nnU-Net's trainer with a second, unlabeled stream of batches."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import isfile, load_json
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_ssl.data.labeled_cases import refuse_unfinished
 from nnunet_ssl.data.loaders import TwoStreamLoader, UnlabeledLoader, close_loader, divide_workers, start_loader
+from nnunet_ssl.data.older_conversions import older_conversion
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
-from nnunet_ssl.data.unlabeled_pool import RETRY, UnlabeledPool, collect_pool, split_digest, unlabeled_cases_of_fold
+from nnunet_ssl.data.raw_files import RawDataset
+from nnunet_ssl.data.split_file import (
+    FOLDS,
+    NO_ESTIMATE,
+    read_splits,
+    split_digest,
+    unlabeled_cases_of_fold,
+    write_small_split,
+)
+from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, twins_warning
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
 from nnunet_ssl.training import reproducibility
 
@@ -25,6 +38,7 @@ class TwoStreamTrainer(nnUNetTrainer):
 
     views: tuple[str, ...] = ("weak", "strong")  # of each unlabeled patch; see nnunet_ssl.data.views
     seed: int | None = None  # None: not reproducible, as nnU-Net
+    _split_digests: Mapping[str, str] = MappingProxyType({})  # of the cases that are trained on, once they are known
 
     @property
     def epoch_is_labeled_only(self) -> bool:
@@ -32,12 +46,35 @@ class TwoStreamTrainer(nnUNetTrainer):
         return False
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Return nnU-Net's split; a fold that the splits file does not have is an error, not a random split."""
-        splits_file = os.path.join(self.preprocessed_dataset_folder_base, "splits_final.json")
-        folds = len(load_json(splits_file)) if isfile(splits_file) else 5  # nnU-Net makes 5 when there is no file
-        if self.fold != "all" and not 0 <= self.fold < folds:
-            raise ValueError(f"there is no fold {self.fold}: {splits_file} has the folds 0 to {folds - 1}")
-        return super().do_split()
+        """Return nnU-Net's split; a fold that there is not is an error, and few cases have folds that fit."""
+        file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if self.fold == "all" or not file.exists():  # nnU-Net then takes what is there for all that there is
+            self._refuse_unfinished(self._cases_with_label())
+        if self.fold == "all":
+            return super().do_split()
+        cases = infer_dataset_class(self.preprocessed_dataset_folder).get_identifiers(self.preprocessed_dataset_folder)
+        if written := write_small_split(file, cases, self.dataset_json.get("patient_pattern")):
+            self.print_to_log_file(written)
+        folds = len(read_splits(file)) if file.exists() else FOLDS  # nnU-Net makes five when there is no file
+        if not 0 <= self.fold < folds:
+            there_are = f"the folds 0 to {folds - 1}" if folds > 1 else "fold 0 only"
+            raise ValueError(f"there is no fold {self.fold}: {file} has {there_are}")
+        train, validation = super().do_split()
+        self._refuse_unfinished({*train, *validation})
+        if set(train) == set(validation):
+            self.print_to_log_file(f"WARNING: {NO_ESTIMATE}")
+        return train, validation
+
+    def _refuse_unfinished(self, cases: Iterable[str]) -> None:
+        """Notice an interrupted preprocessing of labeled cases before that of the unlabeled ones begins."""
+        plans = self.plans_manager
+        folder = Path(self.preprocessed_dataset_folder)
+        refuse_unfinished(folder, cases, plans.dataset_name, plans.plans_name, self.configuration_name)
+
+    def _cases_with_label(self) -> list[str]:
+        """Return the labeled cases of the raw data set; none where it is not at hand."""
+        raw = Path(nnUNet_raw.get() or "$nnUNet_raw", self.plans_manager.dataset_name)
+        return list(RawDataset.open(raw).labels()) if (raw / "dataset.json").is_file() else []
 
     def get_dataloaders(self) -> tuple[TwoStreamLoader, Any]:
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
@@ -109,22 +146,43 @@ class TwoStreamTrainer(nnUNetTrainer):
         pool = collect_pool(
             preprocessing,
             Path(self.preprocessed_dataset_folder),
-            {*train, *validation},
+            list(train),
+            list(validation),
             unlabeled_cases_of_fold(dataset_folder / "splits_final.json", self.fold),
             lambda outdated: self._preprocess(preprocessing, outdated),
         )
         split = split_digest(train, validation, [*pool.folders, *pool.left_out])
+        digests = {"split": split, "train_and_val": split_digest(train, validation, ())}
+        self._compare_with_split_before(digests)
+        self._split_digests = digests
         self.print_to_log_file(f"Unlabeled cases: {len(pool.folders)}; hash of the split: {split}")
         for case, problem in pool.left_out.items():
-            self.print_to_log_file(f"WARNING: unlabeled case {case} is left out: {problem}. {RETRY}")
+            retry = f"After mending it: {preprocessing.command}"
+            self.print_to_log_file(f"WARNING: unlabeled case {case} is left out: {problem}. {retry}")
+        if sentence := older_conversion(self.dataset_json):
+            self.print_to_log_file(f"WARNING: {sentence}")
+        if unused := preprocessing.unused_files():
+            self.print_to_log_file(f"WARNING: {unused}")
+        if pool.twins:
+            self.print_to_log_file(f"WARNING: {twins_warning(pool.twins, self.plans_manager.dataset_name)}")
         return pool
 
+    def _compare_with_split_before(self, digests: Mapping[str, str]) -> None:
+        """Refuse to go on with other training or validation cases than the run began with; say it of unlabeled ones."""
+        before = self._split_digests
+        if before.get("train_and_val", digests["train_and_val"]) != digests["train_and_val"]:
+            raise ValueError(
+                f"this run began with other training or validation cases than splits_final.json has now for fold "
+                f"{self.fold}, and may have learned what validates it: put that file back, or train again without --c"
+            )
+        if before.get("split", digests["split"]) != digests["split"]:
+            self.print_to_log_file("WARNING: the unlabeled cases are others than those that this run began with")
+
     def _preprocess(self, preprocessing: UnlabeledPreprocessing, outdated: list[str]) -> None:
-        dataset, plans = self.plans_manager.dataset_name, self.plans_manager.plans_name
         if self.is_ddp:  # the other processes would wait for one another until the time-out of their collectives
             raise RuntimeError(
                 f"{len(outdated)} unlabeled cases are not preprocessed, which a training in several processes does "
-                f"not do: nnunet_ssl preprocess -d {dataset} -c {self.configuration_name} -p {plans}"
+                f"not do: {preprocessing.command}"
             )
         self.print_to_log_file(f"Preprocessing {len(outdated)} unlabeled cases, once: {preprocessing.preprocessed}")
         preprocessing.run(min(default_num_processes, os.cpu_count() or 1), outdated)

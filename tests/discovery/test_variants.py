@@ -2,6 +2,7 @@ import os
 import pickle
 import subprocess
 import sys
+import traceback
 
 import pytest
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -9,6 +10,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunet_ssl.discovery.startup import SHIM_FOLDER
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+from tests.warm_processes import answer_of_one
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +36,7 @@ def test_nnunets_lookup_gives_the_same_class_each_time(name):
 
 def test_variant_is_unpickled_in_a_process_that_never_asked_for_it():
     pickled = pickle.dumps(find_trainer("nnUNetTrainerMeanTeacher_17epochs"))
-    code = f"import pickle; print(pickle.loads({pickled!r}).num_epochs)"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).split()[-1] == "17"
+    assert answer_of_one(f"__import__('pickle').loads({pickled!r}).num_epochs") == 17
 
 
 @pytest.mark.parametrize(
@@ -77,3 +78,37 @@ def test_environment_without_the_package_is_not_disturbed(tmp_path):
         "print(hasattr(shim, 'nnUNetTrainerMeanTeacher'))"
     )
     assert subprocess.check_output([sys.executable, "-S", "-c", code], cwd=tmp_path, text=True).strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "pass",
+        "import nnunet_ssl.trainers.nnUNetTrainerBCP",
+        "from nnunet_ssl.trainers.nnUNetTrainerBCP import nnUNetTrainerBCP",
+        "from nnunet_ssl.discovery.variants import find_trainer; find_trainer('nnUNetTrainerBCP')",
+    ],
+)
+def test_importing_a_trainer_from_the_package_gives_the_class(first):
+    """It has the name of its module; whatever was imported before, one can subclass what the import gives."""
+    code = f"""
+import os, sys
+for name in [name for name in sys.modules if name.startswith("nnunet_ssl.trainers")]:
+    del sys.modules[name]
+{first}
+from nnunet_ssl.trainers import nnUNetTrainerBCP
+class Mine(nnUNetTrainerBCP):
+    pass
+import pickle
+from nnunet_ssl.discovery.variants import find_trainer
+assert pickle.loads(pickle.dumps(nnUNetTrainerBCP)) is nnUNetTrainerBCP is find_trainer("nnUNetTrainerBCP")
+"""
+    child = os.fork()  # what is loaded already is not loaded again, and nothing of it is changed here
+    if child == 0:
+        try:
+            exec(code, {})
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0

@@ -1,3 +1,5 @@
+import sys
+
 import torch
 
 from nnunet_ssl.building_blocks.mixing import interpolate, partner
@@ -6,7 +8,7 @@ from nnunet_ssl.building_blocks.mixing import interpolate, partner
 def test_student_sees_mixtures_and_learns_mixed_predictions(start, seen, monkeypatch):
     trainer, labeled, unlabeled = start("ICT", progress=0.9)
     share = torch.tensor([0.25, 0.6])
-    monkeypatch.setattr("nnunet_ssl.trainers.nnUNetTrainerICT.random_shares", lambda *_: share)
+    monkeypatch.setattr(sys.modules["nnunet_ssl.trainers.nnUNetTrainerICT"], "random_shares", lambda *_: share)
     student = seen(trainer.network)
     loss = list(trainer.training_losses(labeled, unlabeled))[1]["consistency"]
     assert torch.equal(student[1], interpolate(unlabeled.weak, partner(unlabeled.weak), share))

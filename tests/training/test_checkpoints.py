@@ -3,7 +3,13 @@ import os
 import pytest
 import torch
 
-from nnunet_ssl.training.checkpoints import load_intact, previous_checkpoint, save_atomically
+from nnunet_ssl.training.checkpoints import (
+    load_checkpoint_file,
+    load_intact,
+    load_model,
+    previous_checkpoint,
+    save_atomically,
+)
 
 CPU = torch.device("cpu")
 
@@ -58,7 +64,16 @@ def test_file_system_without_hard_links(file, monkeypatch):
     assert load(previous_checkpoint(file)) == {"epoch": 0}
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"noise" * 99])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:300],  # torch seeks to before its beginning
+        lambda data: data[:-9],
+        lambda data: b"",
+        lambda data: b"noise" * 99,
+    ],
+)
 def test_damaged_one_falls_back_with_a_message(file, damage):
     save_atomically({"weights": torch.ones(999)}, file)
     save_atomically({"weights": torch.zeros(999)}, file)
@@ -72,10 +87,10 @@ def test_damaged_one_falls_back_with_a_message(file, damage):
 
 def test_damaged_one_without_previous_says_what_to_do(file):
     file.write_bytes(b"noise")
-    with pytest.raises(RuntimeError, match=r"is damaged .* no previous checkpoint beside it: delete it"):
+    with pytest.raises(RuntimeError, match=r"is damaged, .* no previous checkpoint beside it: delete it"):
         load(file)
     previous_checkpoint(file).write_bytes(b"noise")
-    with pytest.raises(RuntimeError, match=r"is damaged .* and so is checkpoint_latest.previous.pth"):
+    with pytest.raises(RuntimeError, match=r"is damaged, .* and so is checkpoint_latest.previous.pth"):
         load(file)
 
 
@@ -86,3 +101,46 @@ def test_permissions_follow_the_umask(file):
     finally:
         os.umask(before)
     assert file.stat().st_mode & 0o777 == 0o644
+
+
+WHOLE = {"network_weights": {}, "trainer_name": "nnUNetTrainer", "init_args": {"configuration": "2d"}}
+
+
+def test_a_whole_model_is_loaded(file):
+    torch.save(WHOLE, file)
+    assert load_model(file) == WHOLE
+
+
+@pytest.mark.parametrize("content", [b"", b"noise" * 99, b"PK\x03\x04", 3, [WHOLE], "text"])
+def test_what_is_no_checkpoint_is_told_so(file, content):
+    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+    for load_it in (load_model, lambda file: load_checkpoint_file(file, CPU)):
+        with pytest.raises(ValueError, match="checkpoint_latest.pth cannot be read as a checkpoint: it is damaged"):
+            load_it(file)
+
+
+@pytest.mark.parametrize("length", [1, 100, 300, 600, -1])
+def test_a_model_that_is_cut_off_is_told_so(file, length):
+    torch.save(WHOLE | {"network_weights": {"a": torch.ones(99)}}, file)
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ValueError, match="checkpoint_latest.pth cannot be read as a checkpoint: it is damaged"):
+        load_model(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network_weights": None}, "it has no network_weights"),
+        ({"trainer_name": "gone"}, "checkpoint_latest.pth has no trainer_name"),
+        ({"init_args": "gone"}, "checkpoint_latest.pth has no init_args"),
+        ({"init_args": {}}, "does not say of which configuration it is"),
+        ({"init_args": 3}, "does not say of which configuration it is"),
+        ({"nnunet_ssl": 3}, "its options are no names with values"),
+        ({"nnunet_ssl": {"options": None}}, "its options are no names with values"),
+    ],
+)
+def test_what_a_model_lacks_is_named(file, changes, message):
+    content = WHOLE | changes
+    torch.save({key: value for key, value in content.items() if value != "gone"}, file)
+    with pytest.raises(ValueError, match=f"checkpoint_latest.pth .*{message}|{message}"):
+        load_model(file)

@@ -120,7 +120,7 @@ def test_faults_are_named_and_no_zip_is_left(tiny_dataset, tmp_path, capsys):
     assert "there is no trained model" in capsys.readouterr().err
     model = finished_run(dataset, TRAINERS[0])
     assert export(out, TRAINERS[0], "-f", "3") == 2
-    assert "checkpoint_final.pth: is its training finished?" in capsys.readouterr().err
+    assert "has no fold 3, it has: 0" in capsys.readouterr().err
     (model / "fold_0" / "checkpoint_final.pth").write_bytes(b"damaged")
     assert export(out, TRAINERS[0]) == 2
     assert "checkpoint_final.pth" in capsys.readouterr().err

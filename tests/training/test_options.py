@@ -126,3 +126,25 @@ def test_only_a_larger_number_of_epochs_may_differ():
 
 def test_option_set_to_its_default_is_no_difference():
     assert merge_options({}, {"ema_decay": 0.99}, DEFAULTS) == {"ema_decay": 0.99}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text", "expected"),
+    [
+        ("pseudo_label_weight", 1, "0.5", 0.5),
+        ("rampup_duration", 1, "0.25", 0.25),
+        ("confidence_threshold", 0, "0.9", 0.9),
+        ("mixing_concentration", 2, "1.5", 1.5),
+    ],
+)
+def test_a_whole_default_of_a_fraction_or_weight_takes_other_numbers(name, value, text, expected):
+    method = type("Method", (MEAN_TEACHER,), {name: value})
+    assert parse_options(f"{name}={text}", allowed_options(method, nnUNetTrainer)) == {name: expected}
+
+
+def test_a_count_stays_a_whole_number():
+    method = type("Method", (MEAN_TEACHER,), {"num_passes": 4, "previews": True})
+    allowed = allowed_options(method, nnUNetTrainer)
+    assert (allowed["num_passes"], allowed["previews"]) == (int, bool)
+    with pytest.raises(ValueError, match="num_passes takes a whole number"):
+        parse_options("num_passes=0.5", allowed)

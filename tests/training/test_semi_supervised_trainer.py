@@ -1,6 +1,8 @@
 """The base, with small methods made for the test."""
 
+import json
 import multiprocessing
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import UnlabeledLoader
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
@@ -108,16 +111,44 @@ def test_each_term_has_a_name_of_its_own(tiny_dataset):
         step_of(tiny_dataset(), Losing)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_a_term_without_gradient_is_logged_and_moves_nothing(tiny_dataset, value):
+    """An empty mask leaves a constant."""
+
+    class Constant(TwoTerms):
+        def training_losses(self, labeled, unlabeled):
+            yield from super().training_losses(labeled, unlabeled)
+            yield {"empty": torch.tensor(value)}
+
+    dataset = tiny_dataset()
+    loss, weights, terms = step_of(dataset, Constant)
+    expected_loss, expected_weights, _ = step_of(dataset, TwoTerms)
+    assert terms == {"loss/supervised", "loss/entropy", "loss/empty"}
+    assert loss == pytest.approx(expected_loss + value)
+    assert_equal_weights(weights, expected_weights)
+
+
 def test_progress_runs_from_zero_to_one_over_the_whole_run(tiny_dataset):
     seen = []
 
     class Watching(TwoTerms):
         def training_losses(self, labeled, unlabeled):
             seen.append(self.progress)
+            self.record({"progress": self.progress})
             yield from super().training_losses(labeled, unlabeled)
 
-    make_trainer(tiny_dataset(), Watching, seed=1, num_epochs=3, num_iterations_per_epoch=2).run_training()
+    trainer = make_trainer(tiny_dataset(), Watching, seed=1, num_epochs=3, num_iterations_per_epoch=2)
+    trainer.run_training()
     np.testing.assert_allclose(seen, np.arange(6) / 6)
+    np.testing.assert_allclose(trainer.curves.values["progress"], [1 / 12, 5 / 12, 9 / 12])  # means over an epoch
+
+
+def test_loss_of_an_epoch_is_that_of_the_steps_that_were_not_skipped(tiny_dataset):
+    trainer = make_trainer(tiny_dataset(dim=2), TwoTerms, seed=1)
+    trainer.on_train_start()
+    for trainer.current_epoch, (losses, expected) in enumerate([((3.0, np.nan, 1.0), 2.0), ((np.nan,), np.nan)]):
+        trainer.on_train_epoch_end([{"loss": np.array(loss)} for loss in losses])
+        assert trainer.logger.get_value("train_losses", step=-1) == pytest.approx(expected, nan_ok=True)
 
 
 # ---- settings, in their order ----
@@ -187,6 +218,84 @@ def test_fold_beyond_the_splits_is_refused(tiny_dataset):
         trainer.do_split()
 
 
+def raw_labels(dataset, *cases: str) -> None:
+    raw = dataset.images_un.parent
+    (raw / "labelsTr").mkdir(parents=True)
+    (raw / "dataset.json").write_text(json.dumps(dataset.case.dataset_json()))
+    for case in cases:
+        (raw / "labelsTr" / f"{case}.nii.gz").touch()
+
+
+@pytest.mark.parametrize("change", ["val", "train", "unlabeled"])
+def test_a_run_goes_on_with_the_split_it_began_with(tiny_dataset, change):
+    """Other training or validation cases are refused; other unlabeled ones are said."""
+    dataset = tiny_dataset()
+    fold = {"train": ["labeled0", "labeled1"], "val": ["labeled2"], "unlabeled": ["unlabeled0", "unlabeled1"]}
+    dataset.write_splits([fold])
+    make_trainer(dataset, TwoTerms, num_epochs=2, save_every=1).run_training()
+    others = {"val": ["labeled3"], "train": ["labeled0", "labeled3"], "unlabeled": ["unlabeled0", "unlabeled2"]}
+    dataset.write_splits([fold | {change: others[change]}])
+    resumed = make_trainer(dataset, TwoTerms, resume=True)
+    resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_final.pth")
+    resumed.num_epochs = 3
+    if change == "unlabeled":
+        resumed.run_training()
+        assert (
+            "the unlabeled cases are others than those that this run began with" in Path(resumed.log_file).read_text()
+        )
+    else:
+        with pytest.raises(ValueError, match="this run began with other training or validation cases"):
+            resumed.run_training()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_few_labeled_cases_have_folds_that_fit_and_nnunet_runs_on_them(tiny_dataset, number):
+    """Without a split nnU-Net's five folds end in a traceback of scikit-learn."""
+    dataset = tiny_dataset()
+    (dataset.folder / "splits_final.json").unlink()
+    for i in range(number, 4):
+        for file in dataset.labeled_folder.glob(f"labeled{i}*"):
+            file.unlink()
+    trainer = make_trainer(dataset, TwoTerms, fold=number - 1)
+    trainer.run_training()
+    log = Path(trainer.log_file).read_text()
+    assert ("no estimate" in log) == (number == 1)
+    assert f"splits_final.json: {'one fold' if number == 1 else f'{number} folds'}" in log
+    train, validation = make_trainer(dataset, nnUNetTrainer, fold=number - 1).do_split()
+    assert (train, validation) == trainer.do_split()
+    assert len(validation) == 1
+    with pytest.raises(ValueError, match=f"there is no fold {number}"):
+        make_trainer(dataset, TwoTerms, fold=number).do_split()
+
+
+@pytest.mark.parametrize("damage", ["image", "properties", "cut off", "not begun"])
+@pytest.mark.parametrize("fold", [0, "all"])
+def test_interrupted_preprocessing_of_labeled_cases_is_noticed_first(tiny_dataset, monkeypatch, damage, fold):
+    """Before the unlabeled ones are preprocessed, with the command that mends it."""
+    dataset = tiny_dataset()
+    raw_labels(dataset, "labeled0", "labeled1", "labeled2", "labeled3")
+    file = dataset.labeled_folder / ("labeled1.pkl" if damage == "properties" else "labeled1.b2nd")
+    if damage == "cut off":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:
+        for one in dataset.labeled_folder.glob("labeled1*") if damage == "not begun" else [file]:
+            one.unlink()
+    monkeypatch.setattr(UnlabeledPreprocessing, "outdated", lambda *_: pytest.fail("preprocessing had begun"))
+    trainer = make_trainer(dataset, TwoTerms, fold=fold)
+    command = "nnUNetv2_preprocess -d 999 -plans_name nnUNetPlans -c 3d_fullres"
+    with pytest.raises(ValueError, match=rf"1 labeled cases are not, or not wholly, .*: labeled1\. {command}"):
+        trainer.run_training()
+
+
+def test_nnunet_makes_no_split_of_half_the_cases(tiny_dataset):
+    dataset = tiny_dataset()
+    (dataset.folder / "splits_final.json").unlink()
+    raw_labels(dataset, *(f"labeled{i}" for i in range(9)))
+    with pytest.raises(ValueError, match="5 labeled cases are not, or not wholly, preprocessed"):
+        make_trainer(dataset, TwoTerms).do_split()
+    assert not (dataset.folder / "splits_final.json").exists()
+
+
 def test_fold_all_uses_images_un(tiny_dataset):
     trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, fold="all", seed=1)
     trainer.on_train_start()
@@ -218,6 +327,7 @@ def test_student_can_be_the_one_that_predicts(tiny_dataset):
         trainer.run_training()
         saved = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)["network_weights"]
         assert_equal_weights(dict(saved), dict(trainer.stateful_parts()[name].state_dict()))
+        assert trainer.curves.values.keys() >= {"dice/teacher", "dice/student"}
     assert any(not torch.equal(saved[key], value) for key, value in trainer.teacher.state_dict().items())
 
 
@@ -305,6 +415,45 @@ def test_sound_pseudo_labels_are_no_collapse(tiny_dataset):
     assert set(trainer.collapse_states.values()) == {None}
 
 
+def test_class_that_is_not_learned_yet_is_no_collapse(tiny_dataset):
+    """In the first tenth of the run."""
+    trainer = make_trainer(tiny_dataset(dim=2), MEAN_TEACHER, seed=1, num_epochs=50)
+    trainer.on_train_start()
+    for epoch in range(6):
+        trainer.curves.log(epoch, {"pseudo_label/1": 0.0, "labeled/1": 0.05})
+        trainer.current_epoch = epoch
+        trainer._warn_of_collapse()
+        assert trainer.collapse_states == ({} if epoch < 5 else {"pseudo_label/1": "vanished"})
+
+
+@pytest.mark.parametrize(("batch_size", "oversampling"), [(4, 0.33), (4, 0.5), (5, 0.33), (2, 0.0), (1, 0.33)])
+def test_labeled_prior_is_that_of_the_samples_drawn_at_random(tiny_dataset, batch_size, oversampling):
+    """The i-th sample has i + 1 of 16 rows of the class, and one that nnU-Net centred on foreground nothing else."""
+    dataset = tiny_dataset(dim=2, batch_size=batch_size)
+    trainer = make_trainer(dataset, MEAN_TEACHER, seed=1, oversample_foreground_percent=oversampling)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    loader = trainer.dataloader_train.labeled.data_loader
+    is_centred = [loader.get_do_oversample(i) for i in range(batch_size)]
+    for i, target in enumerate(batch["target"][0]):
+        target[:] = float(is_centred[i])
+        target[:, : i + 1] = 1.0
+    trainer.train_step(batch)
+    at_random = [(i + 1) / 16 for i in range(batch_size) if not is_centred[i]]
+    assert trainer.epoch_records["labeled/1"] == [pytest.approx(np.mean(at_random))]
+
+
+def test_there_is_no_labeled_prior_where_all_samples_are_centred_on_foreground(tiny_dataset):
+    """As in the second of two processes with a sample each."""
+    trainer = make_trainer(tiny_dataset(dim=2), MEAN_TEACHER, seed=1, oversample_foreground_percent=1.0)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    trainer.train_step(next(trainer.dataloader_train))
+    assert "pseudo_label/1" in trainer.epoch_records
+    assert "labeled/1" not in trainer.epoch_records
+
+
 # ---- going on ----
 
 
@@ -334,6 +483,7 @@ def test_options_are_the_checkpoints(tiny_dataset, monkeypatch):
     validating = plain_trainer(dataset, MEAN_TEACHER, resume=False)  # --val never compares
     validating.load_checkpoint(final)
     assert validating.consistency_weight == 3.0
+    assert validating.mirror_axes == (0, 1, 2)  # known to a training from its augmentation, which --val does not set up
 
 
 class Interrupted(SemiSupervisedTrainer):
@@ -361,6 +511,16 @@ def test_finished_run_that_goes_on_and_is_interrupted_loses_nothing(tiny_dataset
     assert len(again.curves.values["loss/supervised"]) == 3
 
 
+@pytest.mark.parametrize(("rank", "is_disabled"), [(0, False), (1, False), (0, True)])
+def test_only_the_first_process_saves_and_only_if_it_may(tiny_dataset, rank, is_disabled):
+    trainer = make_trainer(tiny_dataset(dim=2), MEAN_TEACHER)
+    trainer.initialize()
+    trainer.local_rank, trainer.disable_checkpointing = rank, is_disabled
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    saved = list(Path(trainer.output_folder).glob("*.pth*"))
+    assert len(saved) == (rank == 0 and not is_disabled)
+
+
 def test_damaged_checkpoint_falls_back_to_the_previous_one(tiny_dataset):
     dataset = tiny_dataset()
     trainer = make_trainer(dataset, MEAN_TEACHER, seed=1)
@@ -384,7 +544,7 @@ def test_checkpoint_of_nnunet_is_not_resumed(tiny_dataset):
         make_trainer(dataset, MEAN_TEACHER, resume=True).load_checkpoint(f"{plain.output_folder}/checkpoint_final.pth")
 
 
-def test_init_checkpoint_starts_from_all_weights(tiny_dataset):
+def test_init_checkpoint_starts_from_all_weights_and_once(tiny_dataset):
     dataset = tiny_dataset()
     plain = make_trainer(dataset, nnUNetTrainer)
     plain.run_training()
@@ -393,6 +553,13 @@ def test_init_checkpoint_starts_from_all_weights(tiny_dataset):
     trainer.on_train_start()
     assert_equal_weights(parameters_of(plain.network), parameters_of(trainer.network))
     assert_equal_weights(parameters_of(plain.network), parameters_of(trainer.teacher))
+    for parameter in trainer.network.parameters():
+        parameter.data.fill_(0.5)
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    resumed = make_trainer(dataset, MEAN_TEACHER, resume=True)
+    resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    resumed.on_train_start()
+    assert_equal_weights(parameters_of(trainer.network), parameters_of(resumed.network))
     with pytest.raises(ValueError, match="nowhere.pth is not a file"):
         make_trainer(dataset, MEAN_TEACHER, init_checkpoint="nowhere.pth").on_train_start()
     other = tiny_dataset(num_classes=4)
@@ -481,6 +648,30 @@ def test_loss_that_is_not_finite_leaves_the_scaler_usable(tiny_dataset):
     assert trainer.optimizer_steps == 1
 
 
+def test_resumed_scaler_goes_on_with_its_scale(tiny_dataset):
+    """It is that of the checkpoint; where only one of both runs has a scaler, a run goes on with what it has."""
+    dataset = tiny_dataset()
+    trainer = with_scaler(dataset, TwoTerms)
+    bad = next(trainer.dataloader_train)
+    bad["data"] = bad["data"] * torch.nan
+    trainer.train_step(bad)  # halves the scale
+    trainer.train_step(next(trainer.dataloader_train))  # one step towards doubling it again
+    stored, fresh = (torch.GradScaler("cpu", init_scale=scale) for scale in (2.0**3, 2.0**5))
+    expected = {"scaled": stored.state_dict() | {"_growth_tracker": 1}, "unscaled": fresh.state_dict()}
+    scalers = {"scaled": trainer.grad_scaler, "unscaled": None}
+    for name, scaler in scalers.items():
+        trainer.grad_scaler = scaler
+        trainer.save_checkpoint(f"{trainer.output_folder}/{name}.pth")
+    for name in scalers:
+        resumed, without = (make_trainer(dataset, TwoTerms, resume=True) for _ in range(2))
+        resumed.initialize()
+        resumed.grad_scaler = torch.GradScaler("cpu", init_scale=2.0**5)
+        resumed.load_checkpoint(f"{trainer.output_folder}/{name}.pth")
+        without.load_checkpoint(f"{trainer.output_folder}/{name}.pth")
+        assert resumed.grad_scaler.state_dict() == expected[name]
+        assert without.grad_scaler is None
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """Switch torch.compile on, with its backend that compiles nothing."""
@@ -548,6 +739,17 @@ def test_workers_of_both_streams_end_with_the_run_and_with_an_error(tiny_dataset
     with pytest.raises(ZeroDivisionError):
         make_trainer(dataset, Breaking, seed=1).run_training()
     assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.parametrize("workers", [None, "0", "3"])
+def test_number_of_workers_in_the_environment_stays_what_it_is(tiny_dataset, monkeypatch, workers):
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    if workers is not None:
+        monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    trainer = make_trainer(tiny_dataset(dim=2), MEAN_TEACHER)
+    trainer.initialize()
+    trainer._loaders_of_nnunet()
+    assert os.environ.get("nnUNet_n_proc_DA") == workers
 
 
 def test_warmup_loads_no_unlabeled_images(tiny_dataset, monkeypatch):
