@@ -1,4 +1,8 @@
-"""Check whether a training can start here. Each problem comes with the command that mends it."""
+"""Check whether a training can start here, and with -d of this data set. Problems come with the words that mend them.
+
+Of a data set the names and headers of files are looked at, no voxel: nnUNetv2_plan_and_preprocess
+--verify_dataset_integrity reads the labels.
+"""
 
 import argparse
 import os
@@ -6,9 +10,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
+from nnunet_ssl.commands.findings import Finding
 from nnunet_ssl.discovery.startup import SHIM_FOLDER
 
 GIB = 1024**3
@@ -17,30 +22,27 @@ FOLDERS = {"nnUNet_raw": os.R_OK, "nnUNet_preprocessed": os.W_OK, "nnUNet_result
 MINIMUM_DISK_GIB = 2  # one set of checkpoints with teacher and optimiser; a data set comes on top
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: its state, and the command that mends it if it keeps a training from starting."""
-
-    name: str
-    state: str
-    remedy: str | None = None
-    is_problem: bool = False
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare no arguments: the doctor looks at everything."""
+    """Declare the arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("-d", metavar="DATASET", help="look at this data set too: id or name")
+    parser.add_argument("-c", metavar="CONFIGURATION", help="with -d (default: all that are preprocessed)")
+    parser.add_argument("-p", metavar="PLANS", help="with -d: plans identifier (default: nnUNetPlans)")
 
 
-def run(options: argparse.Namespace) -> int:  # noqa: ARG001 - every verb is called with its options
+def run(options: argparse.Namespace) -> int:
     """Print all findings; return 0 only if a training can start."""
+    if options.d is None and (options.c or options.p):
+        raise ValueError(f"{'-c' if options.c else '-p'} goes with -d DATASET")
     findings = [finding for check in CHECKS for finding in check()]
-    for finding in findings:
-        mark = "PROBLEM" if finding.is_problem else "note" if finding.remedy else "ok"
-        print(f"[{mark:^7}] {finding.name}: {finding.state}")
-        if finding.remedy:
-            print(f"          {'mend it' if finding.is_problem else 'advice'}: {finding.remedy}")
+    if options.d is not None:
+        from nnunet_ssl.commands.dataset_checks import check_dataset
+
+        findings += check_dataset(options.d, options.c, options.p or "nnUNetPlans")
+    print(*(finding.lines() for finding in findings), sep="\n")
     problems = sum(finding.is_problem for finding in findings)
-    print("A training can start." if problems == 0 else f"A training cannot start: {problems} problem(s).")
+    what = "A training" if options.d is None else f"A training on data set {options.d}"
+    print(f"{what} can start." if problems == 0 else f"{what} cannot start: {problems} problem(s).")
     return 0 if problems == 0 else 1
 
 
@@ -68,7 +70,7 @@ def check_versions() -> Iterator[Finding]:
 
 def check_discovery() -> Iterator[Finding]:
     """Look whether `nnUNetv2_train -tr` finds our trainers."""
-    remedy = f"export nnUNet_extTrainer={SHIM_FOLDER}"
+    remedy = f"export nnUNet_extTrainer={quote(SHIM_FOLDER)}"
     listed = SHIM_FOLDER in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)
     if not listed:
         state = "nnUNet_extTrainer does not name our folder"
@@ -92,11 +94,11 @@ def check_folders() -> Iterator[Finding]:
         if not value:
             yield Finding(name, "not set", f"export {name}=/path/to/folder", is_problem=True)
         elif not os.path.isdir(value):
-            yield Finding(name, f"{value} does not exist", f"mkdir -p {value}", is_problem=True)
+            yield Finding(name, f"{value} does not exist", f"mkdir -p {quote(value)}", is_problem=True)
         elif not os.access(value, access | os.X_OK):
             mode = "w" if access == os.W_OK else "r"
             state = f"{value} cannot be {'written to' if mode == 'w' else 'read'}"
-            yield Finding(name, state, f"chmod u+{mode}x {value}", is_problem=True)
+            yield Finding(name, state, f"chmod u+{mode}x {quote(value)}", is_problem=True)
         else:
             yield Finding(name, value)
 

@@ -8,7 +8,9 @@ place of the receiver's own.
 """
 
 import argparse
-from pathlib import Path
+from shlex import quote
+
+from nnunet_ssl.commands.outputs import output_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,20 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the zip and say how it is used."""
-    target = Path(options.o)
+    target = output_file(options.o)
     if target.exists() and not options.overwrite:
         raise ValueError(f"{target} exists: replace it with --overwrite, or name another with -o")
 
-    from nnunet_ssl.commands.trained_models import model_folder
+    from nnunet_ssl.commands.trained_models import checkpoint_of, model_folder
     from nnunet_ssl.training.model_export import export_model, exported_names
 
     dataset, model = model_folder(options)
+    for fold in options.f:
+        checkpoint_of(model, fold, options.chk)
+    if len(set(options.f)) < len(options.f):
+        raise ValueError(f"-f names a fold twice: {' '.join(options.f)}")
     names = exported_names(options.tr, options.p)
     folds = export_model(model, options.f, options.chk, dataset, names, target, options.ensemble)
     print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB, without optimiser, host names, paths and case ids\n")
+    plans = f"-tr {names.trainer} -p {quote(names.plans)}"
     print(
-        f"nnUNetv2_install_pretrained_model_from_zip {target.name}\n"
-        f"nnUNetv2_predict -d {dataset} -c {options.c} -tr {names.trainer} -p {names.plans} -f {' '.join(folds)} "
+        f"nnUNetv2_install_pretrained_model_from_zip {quote(target.name)}\n"
+        f"nnUNetv2_predict -d {quote(dataset)} -c {quote(options.c)} {plans} -f {' '.join(folds)} "
         f"-chk {names.checkpoint} -i IMAGES -o OUT"
     )
     return 0

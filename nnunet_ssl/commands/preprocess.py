@@ -7,6 +7,8 @@ other: it is named at the end, the exit code is 1, and trainings leave it out.
 import argparse
 import os
 
+from nnunet_ssl.data.dataset_names import dataset_name
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments, as nnUNetv2_preprocess has them."""
@@ -24,14 +26,38 @@ def run(options: argparse.Namespace) -> int:
 
     from nnunetv2.configuration import default_num_processes
 
+    from nnunet_ssl.data.older_conversions import older_conversion
+
     num_processes = options.np or min(default_num_processes, os.cpu_count() or 1)
     lines: list[str] = []
+    if written := split_that_fits(options.d):
+        print(written)
     for job in find_jobs(options.d, options.c, options.p):
         problems = job.run(num_processes, retry_problems=True)
         print(f"{job.configuration}: {len(job.image_files()) - len(problems)} unlabeled cases in {job.preprocessed}")
         lines += [f"{job.configuration}: could not preprocess {case}: {why}" for case, why in sorted(problems.items())]
+    if unused := job.unused_files():
+        print(unused)
+    if sentence := older_conversion(job.dataset_json):
+        print(f"WARNING: {sentence}")
     print(*lines, sep="\n", end="\n" if lines else "")
     return 1 if lines else 0
+
+
+def split_that_fits(dataset: str) -> str:
+    """Write a split where there is none and nnU-Net's five folds would not fit; return a sentence about it, or none."""
+    from pathlib import Path
+
+    from nnunet_ssl.data.raw_files import files_in, read_dataset_json
+    from nnunet_ssl.data.split_file import write_small_split
+
+    folder = Path(os.environ["nnUNet_preprocessed"], dataset_name(dataset))
+    if not (folder / "dataset.json").is_file():
+        return ""
+    dataset_json = read_dataset_json(folder / "dataset.json")
+    ending = dataset_json["file_ending"]
+    cases = [file.name.removesuffix(ending) for file in files_in(folder / "gt_segmentations", ending)]
+    return write_small_split(folder / "splits_final.json", cases, dataset_json.get("patient_pattern"))
 
 
 def check_environment() -> None:
@@ -49,42 +75,31 @@ def find_jobs(dataset: str, configurations: list[str] | None, plans_identifier: 
     """
     from pathlib import Path
 
-    from batchgenerators.utilities.file_and_folder_operations import load_json
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunet_ssl.data.plans_file import configurations_of, read_plans
+    from nnunet_ssl.data.raw_files import read_dataset_json
     from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
 
     name = dataset_name(dataset)
     folder = Path(nnUNet_preprocessed, name)
     plans_file = folder / f"{plans_identifier}.json"
-    if not plans_file.exists():
-        raise ValueError(f"there is no {plans_file}: nnUNetv2_plan_and_preprocess -d {dataset}")
-    plans = PlansManager(load_json(str(plans_file)))
-    known = {c: plans.get_configuration(c) for c in plans.available_configurations}
-    chosen = configurations or [c for c, manager in known.items() if manager.previous_stage_name is None]
-    unknown = [c for c in chosen if c not in known]
-    if unknown:
-        raise ValueError(f"{plans_file} has no configuration {unknown[0]}, it has {', '.join(known)}")
-    dataset_json = load_json(str(folder / "dataset.json"))
+    plans = read_plans(plans_file)
+    known = configurations_of(plans)
+    chosen = configurations or list(known)
+    if unknown := [c for c in chosen if c not in known]:
+        can = f"that can be trained semi-supervised, it has {', '.join(known)}"
+        raise ValueError(f"{plans_file} has no configuration {unknown[0]} {can}")
+    dataset_json = read_dataset_json(folder / "dataset.json")
     images = Path(nnUNet_raw, name, "imagesUn")
     jobs = [
         UnlabeledPreprocessing(plans.plans, c, dataset_json, images, folder_of(folder, known[c].data_identifier))
         for c in chosen
     ]
     if not jobs[0].image_files():
-        raise ValueError(f"no unlabeled images: put them into {images} as CASE_0000{dataset_json['file_ending']}")
-    return jobs
-
-
-def dataset_name(dataset: str) -> str:
-    """Return the name of a data set given by id or name; a ValueError if nnU-Net knows none."""
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
-    try:
-        return maybe_convert_to_dataset_name(dataset)
-    except (RuntimeError, ValueError):
+        unused = jobs[0].unused_files()
         raise ValueError(
-            f"nnU-Net knows no data set {dataset!r} in {os.environ['nnUNet_raw']} or "
-            f"{os.environ['nnUNet_preprocessed']}"
-        ) from None
+            f"no unlabeled images: put them into {images} as CASE_0000{dataset_json['file_ending']}"
+            + (f" ({unused})" if unused else "")
+        )
+    return jobs

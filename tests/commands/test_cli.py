@@ -26,10 +26,15 @@ def test_wrong_use_is_exit_code_2(arguments, capsys):
     assert "usage: nnunet_ssl" in capsys.readouterr().err
 
 
-def test_output_that_nobody_reads_to_the_end_is_no_error():
+@pytest.mark.parametrize("length", [1, 1_000_000])  # less than is kept back until the end, and more
+def test_output_that_nobody_reads_to_the_end_is_no_error(length):
     read, write = os.pipe()
     os.close(read)
-    code = "import sys\nfrom nnunet_ssl.commands.cli import main\nsys.exit(main(['trainers']))"
+    code = (
+        "import sys\nfrom nnunet_ssl.commands import cli, trainers\n"
+        f"trainers.run = lambda options: print('x' * {length})\n"
+        "sys.exit(cli.main(['trainers']))"
+    )
     process = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert process.returncode == 141

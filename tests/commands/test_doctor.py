@@ -65,6 +65,13 @@ def test_folder_that_cannot_be_written(monkeypatch):
     assert problem_of(doctor.check_folders, "nnUNet_results").remedy == f"chmod u+wx {folder}"
 
 
+@pytest.fixture
+def _trials_succeed(monkeypatch):
+    """Those of other processes, which a healthy machine is asked for above, take seconds each."""
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, "", ""))
+
+
+@pytest.mark.usefixtures("_trials_succeed")
 def test_full_disk(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 10, 0))
     findings = {finding.name: finding for finding in doctor.check_hardware()}
@@ -81,6 +88,7 @@ def test_torch_and_torchvision_that_do_not_fit(monkeypatch):
     assert finding.remedy.startswith("pip install --force-reinstall torch torchvision")
 
 
+@pytest.mark.usefixtures("_trials_succeed")
 def test_nnunetv2_outside_the_range(monkeypatch):
     monkeypatch.setattr("nnunet_ssl.discovery.host_version.nnunetv2_version_problem", lambda: "2.9.0 is installed")
     assert problem_of(doctor.check_versions, "nnunetv2").remedy == 'pip install "nnunetv2<2.9,>=2.8"'

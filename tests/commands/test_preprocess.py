@@ -30,9 +30,15 @@ def test_damaged_image_is_named_and_the_exit_code_is_1(dataset, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-d", "998"], "nnU-Net knows no data set '998'"),
-        (["-d", "Dataset999_Tiny", "-c", "4d"], "has no configuration 4d, it has 3d_fullres"),
-        (["-d", "999", "-p", "OtherPlans"], "OtherPlans.json: nnUNetv2_plan_and_preprocess -d 999"),
+        (["-d", "998"], "there is no data set '998' in nnUNet_raw="),
+        (
+            ["-d", "Dataset999_Tiny", "-c", "4d"],
+            "has no configuration 4d that can be trained",
+        ),
+        (
+            ["-d", "Dataset999_Tiny", "-p", "OtherPlans"],
+            "OtherPlans.json: nnUNetv2_plan_and_preprocess -d 999 --verify_dataset_integrity (or -p nnUNetPlans)",
+        ),
         (["-d", "999", "-np", "0"], "-np is a number of processes, at least 1, got 0"),
     ],
 )
