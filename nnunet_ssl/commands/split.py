@@ -116,14 +116,15 @@ def moves_of(raw: "RawDataset", splits: list["Split"], hide: bool) -> "list[Move
     from nnunet_ssl.splits.raw_cases import RawCases
 
     here = RawCases.of(raw)
+    with_label, hidden = set(here.with_label), set(here.hidden)
     needed = sorted({case for split in splits for case in (*split.train, *split.val)})
-    without_label = [case for case in needed if case not in {*here.with_label}]
+    without_label = [case for case in needed if case not in with_label]
     if without_label:
         raise ValueError(f"{some(without_label)}: needed with a label, but there is none in labelsTr or labelsHidden")
     images = {*raw.images("imagesTr"), *raw.images("imagesUn")}
     if without_image := [case for case in here.with_label if case not in images]:
         raise ValueError(f"{some(without_image)}: with a label, but no image in imagesTr or imagesUn")
-    back = [case for case in needed if case in {*here.hidden}]
+    back = [case for case in needed if case in hidden]
     if hide:
         return [*moves_to_show(raw, back), *moves_to_hide(raw, splits[0].unlabeled)]
     if back:
@@ -131,7 +132,7 @@ def moves_of(raw: "RawDataset", splits: list["Split"], hide: bool) -> "list[Move
             f"{some(back)}: needed with a label, but there is none in labelsTr: --unhide brings all hidden ones back, "
             "--hide these"
         )
-    if on_the_way := sorted({*here.hidden} & {*raw.images("imagesTr")} - {*here.labeled}):
+    if on_the_way := sorted(hidden & {*raw.images("imagesTr")} - {*here.labeled}):
         raise ValueError(f"{some(on_the_way)}: --hide was interrupted: its words again finish it, --unhide undoes it")
     return []
 
@@ -220,7 +221,7 @@ def at_random(
     by_name |= patients_of(without_label, pattern)
     by_name |= {test_name(case): group for case, group in patients_of(here.test, pattern).items()}
     twins = twins_of_dataset(raw, preprocessed)
-    labeled_twins = [[name for name in names if name in {*here.with_label}] for names in twins]
+    labeled_twins = [sorted({*names} & {*here.with_label}) for names in twins]
     group_of = united(by_name, labeled_twins)
     if joined := [" = ".join(names) for names in labeled_twins if len({by_name[name] for name in names}) > 1]:
         print(f"kept on one side, because they hold identical images: the {unit} of {some(joined)}")

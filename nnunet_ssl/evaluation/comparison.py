@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,6 +144,9 @@ def patients_of(cases: Sequence[str], pattern: str | None) -> tuple[dict[str, st
 
 
 def patient_pattern(*datasets: Path) -> str | None:
-    """Return the `patient_pattern` of the first dataset.json that has one."""
-    contents = (read_json_file(file) for file in datasets if file.is_file())
-    return next((content["patient_pattern"] for content in contents if "patient_pattern" in content), None)
+    """Return the `patient_pattern` of the first dataset.json that has one; a damaged file is passed over."""
+    for file in datasets:
+        with suppress(ValueError):
+            if "patient_pattern" in (content := read_json_file(file)):
+                return content["patient_pattern"]
+    return None
