@@ -197,12 +197,11 @@ def at_random(
     raw: "RawDataset", preprocessed: Path, options: argparse.Namespace
 ) -> tuple[list["Split"], dict[str, str], str]:
     """Return a seeded split, the group of each case, and what a group is called."""
-    from nnunet_ssl.data.identical_images import test_name, twins_of_dataset, united
+    from nnunet_ssl.data.identical_images import as_test_case, twins_of_dataset, united
     from nnunet_ssl.data.patients import patients_of
     from nnunet_ssl.data.raw_files import some, unused_files
     from nnunet_ssl.data.split_file import NO_ESTIMATE
     from nnunet_ssl.splits.make_splits import number_or_share, split_at_random, split_of_one_group
-    from nnunet_ssl.splits.near_duplicates import without_borders
     from nnunet_ssl.splits.raw_cases import RawCases, classes_of_cases
 
     labeled, unit = number_or_share(options.labeled), raw.dataset_json.get("unit", "patients")
@@ -219,13 +218,13 @@ def at_random(
     by_name = labeled_groups(here.with_label, pattern, options.group_by is None)
     without_label = [case for case in here.unlabeled if case not in by_name]
     by_name |= patients_of(without_label, pattern)
-    by_name |= {test_name(case): group for case, group in patients_of(here.test, pattern).items()}
+    by_name |= {as_test_case(case): group for case, group in patients_of(here.test, pattern).items()}
     twins = twins_of_dataset(raw, preprocessed)
     labeled_twins = [sorted({*names} & {*here.with_label}) for names in twins]
     group_of = united(by_name, labeled_twins)
     if joined := [" = ".join(names) for names in labeled_twins if len({by_name[name] for name in names}) > 1]:
         print(f"kept on one side, because they hold identical images: the {unit} of {some(joined)}")
-    tested = {group_of[test_name(case)] for case in here.test}
+    tested = {group_of[as_test_case(case)] for case in here.test}
     extra = [case for case in without_label if group_of[case] not in tested]
     seed = SEED if options.seed is None else options.seed
     groups = {group_of[case] for case in here.with_label}
@@ -238,11 +237,7 @@ def at_random(
     else:
         splits = split_at_random(group_of, classes, labeled, folds, seed, extra)
     splits = leave_out_twins(splits, twins, here.test, raw.folder.name)
-    if width := raw.dataset_json.get("border_images", 0):
-        if type(width) is not int or width < 0:
-            raise ValueError(f"{raw.folder / 'dataset.json'}: border_images is a number of images, got {width!r}")
-        splits, near = without_borders(splits, width, here.with_label)
-        print(f"left out, {len(near)} cases, {width} on each side of a border of validation and training: {some(near)}")
+    splits = leave_out_borders(raw, splits, here.with_label)
     if not all(split.unlabeled for split in splits):
         print("There is a fold without unlabeled cases: only nnUNetTrainer can train on it.")
     return splits, group_of, unit
@@ -259,14 +254,28 @@ def labeled_groups(cases: list[str], pattern: str, is_of_dataset_json: bool) -> 
         raise ValueError(f"{error}{remedy if is_of_dataset_json else ''}") from error
 
 
+def leave_out_borders(raw: "RawDataset", splits: list["Split"], with_label: list[str]) -> list["Split"]:
+    """Return the splits without neighbours across a border, where dataset.json asks for it, and say which these are."""
+    from nnunet_ssl.data.raw_files import some
+    from nnunet_ssl.splits.near_duplicates import without_borders
+
+    width = raw.dataset_json.get("border_images", 0)
+    if type(width) is not int or width < 0:
+        raise ValueError(f"{raw.folder / 'dataset.json'}: border_images is a number of images, got {width!r}")
+    if width:
+        splits, near = without_borders(splits, width, with_label)
+        print(f"left out, {len(near)} cases, {width} on each side of a border of validation and training: {some(near)}")
+    return splits
+
+
 def leave_out_twins(splits: list["Split"], twins: list[list[str]], test: list[str], dataset: str) -> list["Split"]:
     """Return the splits without unlabeled twins of other cases, and say which these are and which twins stay."""
-    from nnunet_ssl.data.identical_images import across, test_name
+    from nnunet_ssl.data.identical_images import across, as_test_case
     from nnunet_ssl.data.raw_files import some
     from nnunet_ssl.data.unlabeled_pool import twins_warning
     from nnunet_ssl.splits.near_duplicates import without_twins
 
-    tests = list(map(test_name, test))
+    tests = list(map(as_test_case, test))
     splits, left_out = without_twins(splits, twins, tests)
     if left_out:
         print(f"left out, {len(left_out)} unlabeled cases that are the same image as another case: {some(left_out)}")

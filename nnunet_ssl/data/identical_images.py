@@ -28,11 +28,11 @@ def twins_of_dataset(raw: RawDataset, cache_folder: Path) -> list[list[str]]:
     files: dict[str, Sequence[Path]] = {}
     for name in FOLDERS:
         for case, channels in raw.images(name).items():
-            files[test_name(case) if name == "imagesTs" else case] = channels
+            files[as_test_case(case) if name == "imagesTs" else case] = channels
     return identical_images(files, DatasetReader.of_raw(raw), cache_folder / CACHE)
 
 
-def test_name(case: str) -> str:
+def as_test_case(case: str) -> str:
     """Return what a case of imagesTs is called among identical images: its name may stand elsewhere too."""
     return f"{case} (imagesTs)"
 

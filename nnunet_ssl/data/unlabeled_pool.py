@@ -8,7 +8,7 @@ from shlex import quote
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_ssl.data.dataset_reader import DatasetReader
-from nnunet_ssl.data.identical_images import CACHE, identical_images, test_name
+from nnunet_ssl.data.identical_images import CACHE, as_test_case, identical_images
 from nnunet_ssl.data.preprocessed_images import Content, contents_of, image_file, open_image
 from nnunet_ssl.data.raw_files import RawDataset, some
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, read_stamp, state_folder
@@ -167,7 +167,7 @@ def _refuse_test_images(preprocessing: UnlabeledPreprocessing, cases: set[str]) 
     raw = RawDataset.open(folder)
     unlabeled = {case: files for name in ("imagesTr", "imagesUn") for case, files in raw.images(name).items()}
     files = {case: files for case, files in unlabeled.items() if case in cases}
-    test = {test_name(case): files for case, files in raw.images("imagesTs").items()}
+    test = {as_test_case(case): files for case, files in raw.images("imagesTs").items()}
     reader = DatasetReader.of_plans(preprocessing.plans)
     groups = identical_images(files | test, reader, preprocessing.preprocessed.parent / CACHE)
     pairs = [" = ".join(names) for names in groups if {*names} & {*files} and {*names} & {*test}]

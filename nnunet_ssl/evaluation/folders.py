@@ -15,7 +15,6 @@ from nnunet_ssl.evaluation.metrics import Hausdorff95, Metrics, compute_metrics
 from nnunet_ssl.evaluation.structures import Structures
 
 COLUMNS = ("case", "label", "dice", "jaccard", "hd95", "asd", "assd", "nsd", "volume_gt_ml", "volume_pred_ml")
-DISTANCES = ("hd95", "asd", "assd")
 GEOMETRY_TOLERANCE = 1e-3  # of spacing, relative, and of direction cosines: what formats round
 ORIGIN_TOLERANCE = 0.5  # voxels
 
