@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -34,7 +35,9 @@ def _in_workers(work: Callable[[Item], Result], items: Sequence[Item], workers: 
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_parent) as executor:
         try:
-            for job in [executor.submit(work, item) for item in items]:
+            with _interrupts_held_back():
+                jobs = [executor.submit(work, item) for item in items]
+            for job in jobs:
                 yield job.result()
         except BrokenProcessPool as error:
             raise RuntimeError(
@@ -49,6 +52,19 @@ def _in_workers(work: Callable[[Item], Result], items: Sequence[Item], workers: 
             for worker in workers_left:
                 worker.join()
             raise
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let a Ctrl-C wait, and reach no process that is started meanwhile: one that still imports would print errors."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_interrupts_to_parent() -> None:
