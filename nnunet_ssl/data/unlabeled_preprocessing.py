@@ -97,8 +97,12 @@ class UnlabeledPreprocessing:
             self.preprocessed.mkdir(parents=True, exist_ok=True)
             files = self.image_files()
             title = f"Preprocessing unlabeled cases ({self.configuration})"
-            for _ in in_processes(partial(_preprocess_case, self), [(c, files[c]) for c in todo], num_processes, title):
-                pass
+            work, items = partial(_preprocess_case, self), [(case, files[case]) for case in todo]
+            try:
+                for _ in in_processes(work, items, num_processes, title):
+                    pass
+            finally:
+                _remove_unfinished(state_folder(self.preprocessed))
         stamps = {case: read_stamp(self.preprocessed, case) for case in cases}
         return {case: stamp.problem for case, stamp in stamps.items() if stamp is not None and stamp.problem}
 
@@ -222,6 +226,13 @@ def _preprocess_into(folder: Path, job: UnlabeledPreprocessing, case: str, files
     image = open_image(folder, case)[:]
     refuse_unusable(image, job.dataset_json)
     return content_of(image)
+
+
+def _remove_unfinished(state: Path) -> None:
+    """Remove what workers that were ended, now or earlier, have left half-written."""
+    shutil.rmtree(state / "unfinished", ignore_errors=True)
+    for stamp in state.glob("stamps/*.tmp"):
+        stamp.unlink(missing_ok=True)
 
 
 def _stamp_file(preprocessed: Path, case: str) -> Path:
