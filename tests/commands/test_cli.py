@@ -35,7 +35,12 @@ def test_output_that_nobody_reads_to_the_end_is_no_error(length):
         f"trainers.run = lambda options: print('x' * {length})\n"
         "sys.exit(cli.main(['trainers']))"
     )
-    process = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"
+    }  # keeps nothing back
+    process = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, env=environment
+    )
     os.close(write)
     assert process.returncode == 141
     assert process.stderr == ""

@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch import nn
 
-from nnunet_ssl.training.distributed import device_of_this_process, tie_unused_heads, unwrap
+from nnunet_ssl.training.distributed import device_of_this_process, tie_unused_heads, union_over_processes, unwrap
 from nnunet_ssl.training.reproducibility import derive_seed, fix_timed_choices
 
 
@@ -37,6 +38,18 @@ def test_tied_heads_change_nothing_and_get_a_gradient():
         assert all(torch.equal(one, head) for one, head in zip(tied, heads, strict=False))
         gradients = torch.autograd.grad(sum(one.sum() for one in tied), heads)
         assert [gradient.abs().sum() > 0 for gradient in gradients] == [i < count for i in range(3)]
+
+
+@pytest.mark.parametrize("others", [None, {"b", "z", "case3"}])
+def test_names_of_all_processes_are_sorted(monkeypatch, others):
+    """Each process has its own order of a set: messages of two would differ."""
+    if others:
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        gather = lambda gathered, own: gathered.__setitem__(slice(None), [own, others])  # noqa: E731
+        monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    mine = [f"case{i}" for i in range(20)]
+    assert union_over_processes(reversed(mine)) == sorted({*mine, *(others or ())})
 
 
 def test_seeds_differ_in_every_part():
