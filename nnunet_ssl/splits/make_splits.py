@@ -100,25 +100,31 @@ def split_at_random(
     if not 1 <= folds <= len(groups):
         raise ValueError(f"--folds is from 1 to {len(groups)}, the groups (patients) with labels, got {folds}")
     parts = folds if folds > 1 else min(SINGLE_FOLD_OF, len(groups))
+    halves = generate_crossval_split(groups, seed=seed, n_splits=parts)[:folds]
     splits = []
-    for fold, halves in enumerate(generate_crossval_split(groups, seed=seed, n_splits=parts)[:folds]):
-        training, validation = [str(g) for g in halves["train"]], {str(g) for g in halves["val"]}
+    for fold, half in enumerate(halves):
+        training, validation = [str(g) for g in half["train"]], {str(g) for g in half["val"]}
         classes = {g: frozenset().union(*(classes_of[case] for case in with_label[g])) for g in training}
-        order = covering_order(training, classes, np.random.default_rng((seed, fold)))
-        number = count_of(labeled, len(training))
-        refuse_missing_classes(order[:number], classes, number)
-        chosen = set(order[:number])
-        splits.append(
-            Split(
-                train=sorted(case for g in chosen for case in with_label[g]),
-                val=sorted(case for g in validation for case in with_label[g]),
-                unlabeled=sorted(
-                    [case for g in training if g not in chosen for case in with_label[g]]
-                    + [case for case in without_label if group_of[case] not in validation]
-                ),
-            )
-        )
+        chosen = groups_to_label(training, classes, labeled, np.random.default_rng((seed, fold)))
+        unlabeled = [case for g in training if g not in chosen for case in with_label[g]]
+        extra = [case for case in without_label if group_of[case] not in validation]
+        train, val = (sorted(case for g in side for case in with_label[g]) for side in (chosen, validation))
+        splits.append(Split(train, val, sorted(unlabeled + extra)))
     return splits
+
+
+def groups_to_label(
+    groups: Sequence[str], classes: Mapping[str, frozenset[int]], labeled: int | float, rng: np.random.Generator
+) -> set[str]:
+    """Return which groups of a training part are labeled.
+
+    Raises:
+        ValueError: a number of groups that there are not, or that cannot hold all classes.
+    """
+    number = count_of(labeled, len(groups))
+    chosen = covering_order(groups, classes, rng)[:number]
+    refuse_missing_classes(chosen, classes, number)
+    return set(chosen)
 
 
 def split_of_one_group(cases: Sequence[str], labeled: int | float, folds: int, without_label: Iterable[str]) -> Split:
