@@ -123,6 +123,11 @@ def is_cut_by_border(mask: np.ndarray) -> bool:
     return any(edge.sum() > 1 for edge in (part[0], part[-1], part[:, 0], part[:, -1]))
 
 
+def number_of_parts(mask: np.ndarray) -> int:
+    """Return how many connected parts a mask `(Y, X)`, bool, has."""
+    return int(connected_components(mask).max())
+
+
 def largest_part(mask: np.ndarray) -> np.ndarray:
     """Return the largest connected part of a mask, `(Y, X)`, bool; a ValueError if the mask is empty."""
     parts = connected_components(mask)

@@ -1,9 +1,10 @@
 """Measure the head circumference in predicted masks of fetal ultrasound, by a least-squares ellipse for each.
 
-The CSV has the columns of the HC18 challenge's submission and, after them, the circumference and whether the image's
-border cuts the head; lengths are in mm. Measured is the border of the mask, and nothing is corrected: the masks of
-`nnunet_ssl convert HC18` end in the middle of the drawn line, as the challenge's circumferences do. Of a head that the
-image's border cuts, the arc that is left is measured, if at least half of its ellipse is in the image.
+The CSV has the columns of the HC18 challenge's submission and, after them, the circumference, whether the image's
+border cuts the head, and of how many parts the mask is; lengths are in mm. Of several parts the largest is measured.
+Measured is the border of the mask, and nothing is corrected: the masks of `nnunet_ssl convert HC18` end in the middle
+of the drawn line, as the challenge's circumferences do. Of a head that the image's border cuts, the arc that is left is
+measured, if at least half of its ellipse is in the image.
 """
 
 import argparse
@@ -27,6 +28,7 @@ COLUMNS = (
     "angle_rad",
     "head_circumference_mm",
     "cut_by_border",
+    "parts",
 )
 SMALLEST_HALF_AXIS = 2.0  # pixels
 
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure every mask; return 1 if there is one without an ellipse, which is named."""
     from nnunet_ssl.data.dataset_reader import DatasetReader, ending_in
-    from nnunet_ssl.data.raw_files import files_in
+    from nnunet_ssl.data.raw_files import files_in, some
 
     folder = Path(options.i)
     if not folder.is_dir():
@@ -54,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     reader = DatasetReader.of_dataset({"file_ending": ending}, files)
 
     warn_of_older_conversion(folder)
-    problems, rows, faults = [], [], []
+    problems, rows, faults, divided = [], [], [], []
     names = [file.name.removesuffix(ending) for file in files]
     for file, case in zip(files, names, strict=True):
         of_test_set = case.removesuffix("_test")  # the challenge knows them by this name
@@ -66,12 +68,16 @@ def run(options: argparse.Namespace) -> int:
             head = Head(problem=str(error))
         if head.problem:
             problems.append(head.problem if file.name in head.problem else f"{file.name}: {head.problem}")
+        if head.ellipse is not None and head.parts > 1:
+            divided.append(file.name)
         rows.append([name, *head.columns()])
     if len(faults) == len(files):
         raise faults[0]
     with open(options.o, "w", newline="") as opened:
         csv.writer(opened).writerows([COLUMNS, *rows])
     print(f"{options.o}: {len(files) - len(problems)} of {len(files)} masks measured")
+    if divided:
+        print(f"of {len(divided)} masks with several parts the largest is measured (column parts): {some(divided)}")
     print(*problems, sep="\n", end="\n" if problems else "")
     return 1 if problems else 0
 
@@ -101,21 +107,24 @@ class Head:
     Attributes:
         ellipse: in mm; None where there is a problem.
         cut_by_border: by the image's; None where the mask is empty.
+        parts: of the mask, of which the largest is the head.
         problem: why there is no ellipse.
     """
 
     ellipse: "Ellipse | None" = None
     cut_by_border: bool | None = None
+    parts: int = 0
     problem: str = ""
 
     def columns(self) -> list[str]:
         """Return what stands in the CSV after the name."""
         cut = "" if self.cut_by_border is None else "yes" if self.cut_by_border else "no"
+        parts = str(self.parts or "")
         if self.ellipse is None:
-            return [""] * (len(COLUMNS) - 2) + [cut]
+            return [""] * (len(COLUMNS) - 3) + [cut, parts]
         ellipse = self.ellipse
         lengths = (ellipse.center_x, ellipse.center_y, ellipse.semi_axis_a, ellipse.semi_axis_b)
-        return [*(f"{value:.4f}" for value in (*lengths, ellipse.angle_rad, ellipse.circumference())), cut]
+        return [*(f"{value:.4f}" for value in (*lengths, ellipse.angle_rad, ellipse.circumference())), cut, parts]
 
 
 def measure(reader: "DatasetReader", file: Path, label: int) -> Head:
@@ -127,7 +136,7 @@ def measure(reader: "DatasetReader", file: Path, label: int) -> Head:
     """
     import numpy as np
 
-    from nnunet_ssl.building_blocks.ellipses import ellipse_of_mask, is_cut_by_border
+    from nnunet_ssl.building_blocks.ellipses import ellipse_of_mask, is_cut_by_border, number_of_parts
 
     labels = reader.read_labels(file)
     mask = labels.array == label
@@ -143,11 +152,11 @@ def measure(reader: "DatasetReader", file: Path, label: int) -> Head:
     if not mask.any():
         values = ", ".join(str(value) for value in np.unique(labels.array).tolist() if value)
         return Head(problem="the mask is empty" + (f": it holds {values} and no {label}, see -l" if values else ""))
-    cut = is_cut_by_border(mask)
+    cut, parts = is_cut_by_border(mask), number_of_parts(mask)
     try:
         ellipse = ellipse_of_mask(mask)
     except ValueError as error:
-        return Head(None, cut, str(error))
+        return Head(None, cut, parts, str(error))
     if ellipse.semi_axis_b < SMALLEST_HALF_AXIS:
-        return Head(None, cut, "the mask is too small for an ellipse")
-    return Head(ellipse.scaled(width), cut)
+        return Head(None, cut, parts, "the mask is too small for an ellipse")
+    return Head(ellipse.scaled(width), cut, parts)

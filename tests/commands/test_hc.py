@@ -37,7 +37,8 @@ def test_lengths_are_in_mm(tmp_path, capsys):
         assert float(row["semi_axes_b_mm"]) == pytest.approx(7.0, abs=0.02)
         assert float(row["angle_rad"]) == pytest.approx(0.5, abs=0.01)
         assert row["cut_by_border"] == "no"
-    assert list(rows[0])[-2:] == ["head_circumference_mm", "cut_by_border"]
+    assert list(rows[0])[-3:] == ["head_circumference_mm", "cut_by_border", "parts"]
+    assert rows[0]["parts"] == "1"
     assert set(rows[2].values()) == {"013_HC.png", ""}
     assert "2 of 3 masks measured\n013_HC.nii.gz: the mask is empty" in capsys.readouterr().out
 
@@ -192,3 +193,16 @@ def test_one_broken_mask_costs_no_other(tmp_path, capsys, content, reason):
     out = capsys.readouterr().out
     assert "2 of 3 masks measured" in out
     assert any("b.nii.gz" in line and reason in line for line in out.splitlines())
+
+
+def test_of_several_parts_the_largest_is_measured_and_that_is_said(tmp_path, capsys):
+    mask = np.pad(HEAD.filled((120, 140)), ((0, 40), (0, 40)))
+    write_mask(tmp_path / "one.nii.gz", mask)
+    mask[140:155, 150:170] = 1
+    write_mask(tmp_path / "two.nii.gz", mask)
+    assert main(["hc", "-i", str(tmp_path), "-o", str(tmp_path / "hc.csv")]) == 0
+    one, two = rows_of(tmp_path / "hc.csv")
+    assert (one["parts"], two["parts"]) == ("1", "2")
+    assert one["head_circumference_mm"] == two["head_circumference_mm"]
+    said = "of 1 masks with several parts the largest is measured (column parts): two.nii.gz"
+    assert said in capsys.readouterr().out.splitlines()
