@@ -64,7 +64,8 @@ def check_environment() -> None:
     """Raise a ValueError naming the nnU-Net variables that are not set."""
     missing = [name for name in ("nnUNet_raw", "nnUNet_preprocessed") if not os.environ.get(name)]
     if missing:
-        raise ValueError(f"{' and '.join(missing)} not set: export {missing[0]}=/path/to/folder")
+        values = " ".join(f"{name}=/path/to/folder" for name in missing)
+        raise ValueError(f"{' and '.join(missing)} not set: export {values}")
 
 
 def find_jobs(dataset: str, configurations: list[str] | None, plans_identifier: str) -> list:

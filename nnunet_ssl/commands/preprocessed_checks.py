@@ -59,7 +59,7 @@ def look_at_plans(folder: Path, plans: str, configuration: str | None) -> Genera
 
     Without a configuration those that have preprocessed cases are chosen, or all where there are none.
     """
-    file, again = folder / f"{plans}.json", planning_command(folder.name)
+    file, again = folder / f"{plans}.json", planning_command(folder.name, plans)
     if problem := plans_problem(file):
         others = [] if file.exists() else other_plans(file)
         instead = f"   # or choose with -p: {', '.join(others)}" if others else ""

@@ -125,8 +125,10 @@ def compare_trainings(name: str, options: argparse.Namespace) -> Section:
     for one in runs:
         for predictor, folder in predictions_of(one).items():
             rows, problems = evaluate_available(references, folder, one.cases, structures, options.np)
-            remedy = f"left out ({validation(name, one.trainer, one.fold, options)})"
-            warnings += [f"{predictor}, {one.training}: {problem}, {remedy}" for problem in problems]
+            for problem in problems:
+                again = validation(name, one.trainer, one.fold, options)
+                remedy = labels_again(name, references, structures.ending) if problem.is_of_references else again
+                warnings.append(f"{predictor}, {one.training}: {problem.text}, left out ({remedy})")
             for case, of_case in rows.items():
                 file = folder / f"{case}{structures.ending}"
                 collected.add(predictor, one.prediction(case), of_case, file)
@@ -140,11 +142,22 @@ def validation(name: str, trainer: str, fold: str, options: argparse.Namespace) 
     return f"nnUNetv2_train {quote(name)} {quote(options.c)} {fold} -tr {trainer} -p {quote(options.p)} --val"
 
 
+def labels_again(name: str, references: Path, ending: str) -> str:
+    """Return the command that copies the labels to where nnU-Net's validation and the report look for references."""
+    labels = Path(os.environ["nnUNet_raw"], name, "labelsTr")
+    return f"cp {quote(str(labels))}/*{ending} {quote(str(references))}/"
+
+
 def compared_structures(preprocessed: Path, references: Path, options: argparse.Namespace) -> "Structures":
     """Return what is compared, and the reader of the files: that of the plans where they are at hand."""
+    from nnunet_ssl.data.dataset_names import planning_command
     from nnunet_ssl.data.raw_files import read_json_file
     from nnunet_ssl.evaluation.structures import Structures
 
+    if not (preprocessed / "dataset.json").exists():
+        raise ValueError(
+            f"there is no {preprocessed / 'dataset.json'}: {planning_command(preprocessed.name, options.p)}"
+        )
     plans = preprocessed / f"{options.p}.json"
     return Structures.of_dataset(
         preprocessed / "dataset.json", read_json_file(plans) if plans.is_file() else None, references
@@ -207,7 +220,7 @@ def compare_predictions(name: str, options: argparse.Namespace) -> Section:
     collected, warnings = Collected({}, {}), []
     for trainer, folder in folders.items():
         rows, problems = evaluate_available(references, folder, cases, structures, options.np)
-        warnings += [f"{trainer}: {problem}, left out" for problem in problems]
+        warnings += [f"{trainer}: {problem.text}, left out" for problem in problems]
         for case, of_case in rows.items():
             collected.add(trainer, Prediction("", case), of_case, folder / f"{case}{structures.ending}")
     return section_of(name, collected, references, structures, warnings)

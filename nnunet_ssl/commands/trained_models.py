@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 FOLD = re.compile(r"0|[1-9]\d*|all")
 
@@ -27,7 +28,8 @@ def model_folder(options: argparse.Namespace) -> tuple[str, Path]:
     if not model.is_dir():
         parts = [folder.name.split("__") for folder in sorted(results.glob("*__*__*"))]
         there = "; ".join(f"-tr {trainer} -p {plans} -c {one}" for trainer, plans, one in parts)
-        raise ValueError(f"there is no trained model {model}" + (f", there are: {there}" if there else ""))
+        training = f"nnUNetv2_train {quote(name)} {quote(options.c)} 0 -tr {quote(options.tr)} -p {quote(options.p)}"
+        raise ValueError(f"there is no trained model {model}" + (f", there are: {there}" if there else f": {training}"))
     refuse_damaged_files(model, options.c)
     return name, model
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 PLACES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 NAME = re.compile(r"Dataset(?P<id>\d{3,}).*")
+RESIDUAL_ENCODER_PLANS = re.compile(r"nnUNetResEncUNet(?P<size>M|L|XL)Plans")
 
 
 def dataset_name(dataset: str) -> str:
@@ -58,6 +59,11 @@ def id_of(name: str) -> int:
     return int(NAME.fullmatch(name)["id"])
 
 
-def planning_command(name: str) -> str:
-    """Return the command that plans and preprocesses a data set; it takes the id alone."""
-    return f"nnUNetv2_plan_and_preprocess -d {id_of(name)} --verify_dataset_integrity"
+def planning_command(name: str, plans: str = "nnUNetPlans") -> str:
+    """Return the command that plans and preprocesses a data set; it takes the id alone.
+
+    Of nnU-Net's residual-encoder plans it names the planner that makes them.
+    """
+    match = RESIDUAL_ENCODER_PLANS.fullmatch(plans)
+    planner = f" -pl nnUNetPlannerResEnc{match['size']}" if match else ""
+    return f"nnUNetv2_plan_and_preprocess -d {id_of(name)}{planner} --verify_dataset_integrity"

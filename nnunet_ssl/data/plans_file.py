@@ -38,7 +38,7 @@ def read_plans(file: Path) -> PlansManager:
     if problem := plans_problem(file):
         others = [] if file.exists() else other_plans(file)
         instead = f" (or -p {' or -p '.join(others)})" if others else ""
-        raise ValueError(f"{problem}: {planning_command(file.parent.name)}{instead}")
+        raise ValueError(f"{problem}: {planning_command(file.parent.name, file.stem)}{instead}")
     return PlansManager(read_json_file(file))
 
 

@@ -1,6 +1,7 @@
 """What is broken is left out and said, so that it never costs the rest."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,9 +19,17 @@ def reason_of(error: Exception) -> str:
     return text if text and isinstance(error, ValueError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What keeps cases from being compared; if it is of references, other predictions do not mend it."""
+
+    text: str
+    is_of_references: bool = False
+
+
 def evaluate_available(
     references: Path, predictions: Path, cases: Sequence[str], structures: Structures, num_processes: int
-) -> tuple[dict[str, list[Row]], list[str]]:
+) -> tuple[dict[str, list[Row]], list[Problem]]:
     """Return the rows of each case that can be compared with its reference, and what is missing or broken.
 
     Args:
@@ -34,15 +43,28 @@ def evaluate_available(
     def evaluate(wanted: Sequence[str]) -> list[Row]:
         return evaluate_folders(references, predictions, structures, num_processes=num_processes, cases=wanted)
 
-    there = [case for case in cases if (predictions / f"{case}{structures.ending}").is_file()]
-    missing = sorted(set(cases) - set(there))
-    rows, broken = _evaluate_halves(evaluate, there)
-    problems = [f"no prediction of {some(missing)} in {predictions}"] if missing else []
-    problems += [f"{case} cannot be compared ({reason})" for case, reason in broken.items()]
+    unpredicted, lost = (
+        [case for case in cases if not (folder / f"{case}{structures.ending}").is_file()]
+        for folder in (predictions, references)
+    )
+    rows, broken = _evaluate_halves(evaluate, [case for case in cases if case not in {*unpredicted, *lost}])
+    problems = [Problem(f"no prediction of {some(sorted(unpredicted))} in {predictions}")] if unpredicted else []
+    problems += [Problem(f"no reference of {some(sorted(lost))} in {references}", True)] if lost else []
+    for case, reason in broken.items():
+        is_of_references = not _is_readable(references / f"{case}{structures.ending}", structures)
+        problems.append(Problem(f"{case} cannot be compared ({reason})", is_of_references))
     of_case: dict[str, list[Row]] = {}
     for row in rows:
         of_case.setdefault(row.case, []).append(row)
     return of_case, problems
+
+
+def _is_readable(file: Path, structures: Structures) -> bool:
+    try:
+        structures.read_labels(file)
+    except BROKEN:
+        return False
+    return True
 
 
 def drawn(figures: Mapping[str, Callable[[], Drawing]]) -> tuple[list[Drawing], list[str]]:

@@ -150,6 +150,13 @@ def test_a_variable_that_is_not_set(dataset, monkeypatch, capsys, verb, place):
     assert f"nnUNet_{place} not set: export nnUNet_{place}=/path/to/folder" in message(capsys, words(verb))
 
 
+def test_one_command_sets_all_variables_that_are_missing(dataset, monkeypatch, capsys):
+    for place in ("raw", "preprocessed"):
+        monkeypatch.delenv(f"nnUNet_{place}")
+    expected = "not set: export nnUNet_raw=/path/to/folder nnUNet_preprocessed=/path/to/folder"
+    assert message(capsys, words("split")).endswith(expected)
+
+
 @pytest.mark.parametrize("verb", VARIABLES)
 def test_a_data_set_that_is_two_is_not_called_unknown(dataset, capsys, verb):
     (dataset.root / "raw" / "Dataset999_Other").mkdir()
@@ -255,6 +262,13 @@ def test_a_missing_key_of_a_configuration_is_named_with_the_command_that_plans(d
 )
 def test_a_model_that_there_is_not_and_which_there_is(dataset, capsys, verb, more, expected):
     assert expected in message(capsys, words(verb, *more))
+
+
+@pytest.mark.parametrize("verb", ["export", "pseudolabel", "preview"])
+def test_where_no_model_is_trained_the_command_that_trains_is_said(dataset, capsys, verb):
+    shutil.rmtree(model_of(dataset))
+    training = f"nnUNetv2_train {dataset.folder.name} 3d_fullres 0 -tr {TRAINER} -p nnUNetPlans"
+    assert message(capsys, words(verb)).endswith(f"there is no trained model {model_of(dataset)}: {training}")
 
 
 @pytest.mark.parametrize("verb", ["export", "pseudolabel", "preview"])

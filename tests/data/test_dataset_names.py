@@ -1,5 +1,10 @@
+import inspect
+from os.path import join
+
+import nnunetv2
 import pytest
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunet_ssl.data.dataset_names import dataset_name, known_datasets, planning_command
 
@@ -87,3 +92,18 @@ def test_files_are_no_data_sets(make, tmp_path):
 @pytest.mark.parametrize(("name", "number"), [("Dataset004_A", 4), ("Dataset027_A b", 27), ("Dataset1234_A", 1234)])
 def test_planning_is_told_the_id(name, number):
     assert planning_command(name) == f"nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity"
+
+
+@pytest.mark.parametrize(
+    ("plans", "planner"),
+    [("nnUNetPlans", None), ("Mine", None)]
+    + [(f"nnUNetResEncUNet{size}Plans", f"nnUNetPlannerResEnc{size}") for size in ("M", "L", "XL")],
+)
+def test_command_names_the_planner_that_makes_the_plans(plans, planner):
+    command = planning_command("Dataset004_Hippocampus", plans)
+    assert (f" -pl {planner} " in command) if planner else ("-pl" not in command)
+    if planner:
+        made_by = recursive_find_python_class(
+            join(nnunetv2.__path__[0], "experiment_planning"), planner, "nnunetv2.experiment_planning"
+        )
+        assert inspect.signature(made_by).parameters["plans_name"].default == plans

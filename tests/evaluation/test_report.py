@@ -584,3 +584,30 @@ def test_page_in_a_browser(place):
     assert 'data-asked="0"' in result.stdout
     assert 'data-wide="false"' in result.stdout  # a phone does not have to scroll sideways
     assert table_of(result.stdout, "metrics") == table_of(page, "metrics")
+
+
+@pytest.mark.parametrize(
+    "break_it", [Path.unlink, damage, lambda file: shutil.rmtree(file.parent)], ids=["missing", "damaged", "all"]
+)
+def test_lost_references_are_named_with_the_command_that_brings_them_back(place, no_previews, capsys, break_it):
+    """Another validation, which is the remedy for predictions, would not help."""
+    references = place / "preprocessed" / DATASET / "gt_segmentations"
+    shutil.copytree(references, place / "raw" / DATASET / "labelsTr")
+    break_it(references / "case1.nii.gz")
+    code = main(["report", "-d", "777", "-np", "1", "-o", str(place / "report")])
+    said = " ".join(capsys.readouterr())
+    assert "--val" not in said
+    assert f"{OURS}, fold 0: " in said
+    if references.is_dir():
+        assert code == 0
+    references.mkdir(exist_ok=True)  # as nnU-Net's validation, too, needs it
+    command = re.search(r"left out \((cp .*?)\)", said)[1]
+    subprocess.run(command, shell=True, check=True)
+    report(place)
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_data_that_are_not_planned_yet_are_named_with_the_command(place, capsys):
+    (place / "preprocessed" / DATASET / "dataset.json").unlink()
+    assert main(["report", "-d", "777", "-np", "1", "-o", str(place / "report")]) == 2
+    assert "dataset.json: nnUNetv2_plan_and_preprocess -d 777 --verify" in capsys.readouterr().err
