@@ -9,9 +9,9 @@ from nnunet_ssl.data.older_conversions import older_conversion
 from nnunet_ssl.data.raw_files import (
     CHANNEL,
     RawDataset,
-    channel_problem,
     files_in,
     images_in,
+    misspelled,
     some,
     unused_files,
 )
@@ -55,12 +55,15 @@ def check_raw_files(raw: RawDataset, is_planned: bool) -> Iterator[Finding]:
         yield from _check_labels(raw, is_planned)
     yield from _check_names(raw, "imagesUn")
     for name in ("imagesTr", "imagesUn"):
-        found = {case: channel_problem(files, raw.dataset_json) for case, files in raw.images(name).items()}
+        found = {case: raw.channel_problem(files) for case, files in raw.images(name).items()}
         problems = [f"{case}: {problem}" for case, problem in found.items() if problem]
         if problems:
             remedy = f"give the images in {raw.folder / name} the data set's channels, or take them out"
             yield Finding(f"channels in {name}", some(problems, most=2), remedy, is_problem=True)
-    if unused := unused_files(raw.folder / "imagesUn", raw.ending):
+    if near := misspelled(raw.folder / "imagesUn"):
+        remedy = f"mv {quote(str(near))} {quote(str(near.with_name('imagesUn')))}"
+        yield Finding("imagesUn", f"there is none, but {near.name}", remedy, is_problem=True)
+    elif unused := unused_files(raw.folder / "imagesUn", raw.ending):
         yield Finding("imagesUn", unused, f"convert images among them to {raw.ending}, or take them out")
 
 

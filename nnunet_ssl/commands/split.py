@@ -12,6 +12,7 @@ preprocessing cannot see them; run nnUNetv2_plan_and_preprocess afterwards.
 import argparse
 import os
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_ssl.data.dataset_names import dataset_name, planning_command
     from nnunet_ssl.data.older_conversions import older_conversion
     from nnunet_ssl.data.raw_files import RawDataset, some, unused_files
-    from nnunet_ssl.splits.hiding import carry_out, moves_to_pool, unhide
+    from nnunet_ssl.splits.hiding import carry_out
     from nnunet_ssl.splits.make_splits import check_disjoint, write_splits
 
     refuse_what_does_not_apply(options)
@@ -73,15 +74,14 @@ def run(options: argparse.Namespace) -> int:
         print(unused)
     preprocessed = Path(os.environ["nnUNet_preprocessed"], name)
     again = f"next: {planning_command(name)}"
-    if options.unhide:
-        print(f"{len(unhide(raw))} labels are back in {raw.folder / 'labelsTr'}\n{again}")
+    if options.unhide or options.move_unlabeled:
+        print(f"{bring_back(raw)}\n{again}" if options.unhide else f"{move_to_pool(raw)}\n{again}")
         return 0
-    if options.move_unlabeled:
-        moved = carry_out(raw, moves_to_pool(raw))
-        what = f"the images of {len(moved)} cases are in {raw.folder / 'imagesUn'} now"
-        nothing = f"every image in {raw.folder / 'imagesTr'} has a label"
-        print(f"{what if moved else nothing}; {len(raw.labels())} labeled cases\n{again}")
-        return 0
+    if without_label := images_without_label(raw):
+        print(
+            f"in no split, because they lie in imagesTr without a label: {some(without_label)}; to take them for "
+            f"unlabeled: nnunet_ssl split {quote(name)} --move-unlabeled"
+        )
     splits, group_of, unit = (at_random if options.protocol is None else by_protocol)(raw, preprocessed, options)
     if options.hide and any(split.unlabeled != splits[0].unlabeled for split in splits):
         raise ValueError("--hide needs the same unlabeled cases in every fold: take --folds 1, or a --protocol")
@@ -102,6 +102,29 @@ def run(options: argparse.Namespace) -> int:
             )
         print(f"{len(moved) - len(back)} labels hidden in {raw.folder / 'labelsHidden'}\n{again}")
     return 0
+
+
+def bring_back(raw: "RawDataset") -> str:
+    """Bring all hidden labels back, and return a sentence about it."""
+    from nnunet_ssl.splits.hiding import unhide
+
+    back = unhide(raw)
+    return f"{len(back)} labels are back in {raw.folder / 'labelsTr'}" if back else "no label was hidden"
+
+
+def move_to_pool(raw: "RawDataset") -> str:
+    """Move the images of imagesTr without a label to imagesUn, and return a sentence about it."""
+    from nnunet_ssl.splits.hiding import carry_out, moves_to_pool
+
+    moved = carry_out(raw, moves_to_pool(raw))
+    what = f"the images of {len(moved)} cases are in {raw.folder / 'imagesUn'} now"
+    nothing = f"every image in {raw.folder / 'imagesTr'} has a label"
+    return f"{what if moved else nothing}; {len(raw.labels())} labeled cases"
+
+
+def images_without_label(raw: "RawDataset") -> list[str]:
+    """Return the cases of imagesTr that have no label, hidden or not."""
+    return sorted({*raw.images()} - {*raw.labels(), *raw.labels("labelsHidden"), *raw.images("imagesUn")})
 
 
 def moves_of(raw: "RawDataset", splits: list["Split"], hide: bool) -> "list[Move]":

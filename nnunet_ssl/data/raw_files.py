@@ -1,6 +1,7 @@
 """Which files of a raw data set belong to which case."""
 
 import copy
+import difflib
 import json
 import re
 from collections import Counter
@@ -12,6 +13,8 @@ from pathlib import Path
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 TIFF_ENDINGS = (".tif", ".tiff")  # beside an image of these nnU-Net reads the spacing from CASE.json
+WRITTEN_BY_NNUNET = ("dataset.json", "plans.json", "predict_from_raw_data_args.json", "summary.json")
+FOLDERS = tuple(f"{what}{which}" for what in ("images", "labels") for which in ("Tr", "Ts", "Un", "Hidden"))
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
@@ -69,6 +72,16 @@ class RawDataset:
         if name == "imagesTr" and self.lies_elsewhere:
             return {case: list(map(Path, files["images"])) for case, files in sorted(self._elsewhere.items())}
         return images_in(self.folder / name, self.ending)
+
+    def channel_problem(self, files: Sequence[Path]) -> str | None:
+        """Return what is wrong with the channel numbers of a case, beside the cases of imagesTr; None if nothing is."""
+        return channel_problem(files, self.dataset_json, not self._has_file_for_each_channel)
+
+    @cached_property
+    def _has_file_for_each_channel(self) -> bool:
+        """Whether most cases have more files than one: a single odd case does not decide about all others."""
+        several = [len(files) > 1 for files in self.images().values()]
+        return sum(several) > len(several) / 2
 
     def image_of(self, case: str) -> list[Path]:
         """Return the image files of a case, wherever it lies in the data set; empty if nowhere."""
@@ -174,21 +187,23 @@ def unlabeled_images(folder: Path, ending: str) -> dict[str, list[Path]]:
     return images_in(folder, ending)
 
 
-def channel_problem(files: Sequence[Path], dataset_json: dict) -> str | None:
+def channel_problem(files: Sequence[Path], dataset_json: dict, may_be_one_file: bool = True) -> str | None:
     """Return what is wrong with the channel numbers of a case; None if nothing is.
 
-    A case has every channel of the data set once, or a single file 0000 that holds all of them, such as an RGB picture.
+    A case has every channel of the data set once, or, where it may be one file, a single file 0000 that holds all of
+    them, such as an RGB picture.
     """
     ending, names = dataset_json["file_ending"], channel_names(dataset_json)
     numbers = [int(CHANNEL.fullmatch(file.name.removesuffix(ending))["channel"]) for file in files]
-    if numbers in ([0], list(range(len(names)))):
+    expected = range(len(names))
+    if numbers == [*expected] or (may_be_one_file and numbers == [0]):
         return None
+    has = f"it has {len(files)} channel(s), the data set has {len(names)} ({', '.join(names)}), numbered 0000 and so on"
+    if 0 in numbers and {*numbers} < {*expected}:
+        return f"{has}: no {', '.join(f'{number:04d}' for number in expected if number not in numbers)}"
     found = ", ".join(f"{number:04d}" for number in numbers)
     example = files[-1].name.removesuffix(ending)
-    return (
-        f"it has {len(files)} channel(s), the data set has {len(names)} ({', '.join(names)}), numbered 0000 and so on, "
-        f"not {found}; if {example}{ending} is a case of its own, name it {example}_0000{ending}"
-    )
+    return f"{has}, not {found}; if {example}{ending} is a case of its own, name it {example}_0000{ending}"
 
 
 def sidecar(file: Path, is_label: bool = False) -> Path | None:
@@ -212,17 +227,29 @@ def with_sidecars(images: Iterable[Path]) -> list[Path]:
 
 
 def unused_files(folder: Path, ending: str) -> str:
-    """Return one sentence about what lies in a folder of images and is not used; empty if all is."""
+    """Return one sentence about what lies in a folder of images or labels and is not used; empty if all is.
+
+    What nnU-Net writes beside its predictions is passed over. Where the folder is not there, one of nearly its name is
+    said.
+    """
     if not folder.is_dir():
-        return ""
+        near = misspelled(folder)
+        return f"there is no folder {folder.name}, is it {near.name}?" if near else ""
     used = set(with_sidecars(files_in(folder, ending)))
     kinds: Counter[str] = Counter()
     for path in folder.iterdir():
-        if path.name.startswith(".") or path in used:
+        if path.name.startswith(".") or path in used or path.name in WRITTEN_BY_NNUNET:
             continue
         kinds[_kind(path)] += 1
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     return f"not used in {folder}: {found}; the data set's files end in {ending}" if found else ""
+
+
+def misspelled(folder: Path) -> Path | None:
+    """Return the folder beside one that is not there whose name is nearly its; None if there is none."""
+    there = [one.name for one in folder.parent.glob("*/") if one.name not in FOLDERS]
+    near = difflib.get_close_matches(folder.name, there, n=1)
+    return folder.with_name(near[0]) if near and not folder.is_dir() else None
 
 
 def _kind(path: Path) -> str:

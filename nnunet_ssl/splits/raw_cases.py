@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_ssl.data.dataset_reader import DatasetReader
-from nnunet_ssl.data.raw_files import RawDataset, channel_problem, some, unlabeled_images
+from nnunet_ssl.data.raw_files import RawDataset, some, unlabeled_images
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RawCases:
         unlabeled = unlabeled_images(raw.folder / "imagesUn", raw.ending)
         # The files of a hidden case may be on their way.
         foreign = {case: files for case, files in unlabeled.items() if case not in hidden}
-        found = {case: channel_problem(files, raw.dataset_json) for case, files in foreign.items()}
+        found = {case: raw.channel_problem(files) for case, files in foreign.items()}
         problems = [f"{case}: {problem}" for case, problem in found.items() if problem]
         if problems:
             raise ValueError(f"imagesUn holds cases that do not fit the data set: {some(problems, most=2)}")

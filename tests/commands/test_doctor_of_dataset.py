@@ -530,3 +530,11 @@ def test_hidden_and_preprocessed_cases_may_be_unlabeled_ones(dataset):
     dataset.write_splits([{"train": ["labeled0"], "val": ["labeled1"], "unlabeled": ["labeled2", "unlabeled0"]}])
     assert not [finding for finding in look() if finding.is_problem]
     assert "fold 0: 1 labeled, 1 validation, 2 unlabeled" in [finding.state for finding in look()]
+
+
+def test_a_misspelled_imagesun_is_named_with_the_command_that_renames_it(dataset):
+    folder = raw_of(dataset) / "imagesUn"
+    folder.rename(folder.with_name("imagesUnlabeled"))
+    (remedy,) = [finding.remedy for finding in look() if finding.name == "imagesUn"]
+    subprocess.run(remedy, shell=True, check=True)
+    assert folder.is_dir()

@@ -1,4 +1,5 @@
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -576,3 +577,30 @@ def test_images_without_label_move_to_imagesun_and_it_is_said_what_is_next(acdc,
     assert json.loads((acdc / "dataset.json").read_text())["numTraining"] == 77
     assert main(["split", given, "--move-unlabeled"]) == 0
     assert capsys.readouterr().out.startswith(f"every image in {acdc / 'imagesTr'} has a label; 77 labeled cases\n")
+
+
+def test_images_in_imagestr_without_a_label_are_named_with_the_command_that_moves_them(acdc, capsys):
+    words = ["split", "27", "--labeled", "5"]
+    assert main(words) == 0
+    assert "in no split, because" not in capsys.readouterr().out
+    (acdc / "imagesTr" / "patient200_frame01_0000.nii.gz").touch()
+    assert main(words) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("in no split, because")]
+    assert "in imagesTr without a label: patient200_frame01; " in line
+    command = line.partition("nnunet_ssl ")[2]
+    assert main(shlex.split(command)) == 0
+    assert (acdc / "imagesUn" / "patient200_frame01_0000.nii.gz").exists()
+
+
+def test_an_unlabeled_case_that_lacks_a_channel_is_refused(acdc, capsys):
+    content = json.loads((acdc / "dataset.json").read_text()) | {"channel_names": {"0": "cine", "1": "late"}}
+    (acdc / "dataset.json").write_text(json.dumps(content))
+    for file in [*(acdc / "imagesTr").iterdir()]:
+        file.with_name(file.name.replace("_0000", "_0001")).touch()
+    assert main(["split", "27", "--labeled", "5"]) == 2
+    assert "patient028_frame05: it has 1 channel(s), the data set has 2 (cine, late)" in capsys.readouterr().err
+
+
+def test_where_nothing_is_hidden_nothing_comes_back(acdc, capsys):
+    assert main(["split", "27", "--unhide"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "no label was hidden"

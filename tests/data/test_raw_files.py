@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -6,6 +7,7 @@ from nnunet_ssl.data.raw_files import (
     RawDataset,
     channel_names,
     channel_problem,
+    misspelled,
     read_dataset_json,
     sidecar,
     unlabeled_images,
@@ -15,6 +17,7 @@ from nnunet_ssl.data.raw_files import (
 
 ONE = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
 TWO = ONE | {"channel_names": {"0": "T1", "1": "T2"}}
+THREE = ONE | {"channel_names": {"0": "T1", "1": "T2", "2": "PD"}}
 
 
 def images(folder, *names: str):
@@ -34,6 +37,7 @@ def images(folder, *names: str):
         (ONE, ["scan_0003.nii.gz"], "0003; if scan_0003.nii.gz is a case of its own, name it scan_0003_0000.nii.gz"),
         (ONE, ["scan_0000.nii.gz", "scan_0001.nii.gz"], "it has 2 channel(s), the data set has 1 (MRI)"),
         (TWO, ["scan_0000.nii.gz", "scan_0002.nii.gz"], "it has 2 channel(s), the data set has 2 (T1, T2)"),
+        (THREE, ["scan_0000.nii.gz", "scan_0002.nii.gz"], "numbered 0000 and so on: no 0001"),
         (TWO, ["scan_0001.nii.gz"], "it has 1 channel(s), the data set has 2 (T1, T2)"),
         (TWO, ["p_0000.nii.gz", "p_0001.nii.gz", "p_0002.nii.gz"], "it has 3 channel(s), the data set has 2 (T1, T2)"),
     ],
@@ -165,3 +169,45 @@ def test_the_key_dataset_says_how_it_is_written(tmp_path, elsewhere):
 def test_faults_of_channel_names_are_named(content, message):
     with pytest.raises(ValueError, match=message):
         channel_names(content)
+
+
+@pytest.mark.parametrize(
+    ("labeled", "problem"),
+    [
+        (["a_0000.nii.gz", "a_0001.nii.gz"], "it has 1 channel(s), the data set has 2 (T1, T2), .* so on: no 0001$"),
+        (["a_0000.nii.gz"], None),  # all channels in one file
+        (["a_0000.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz"], None),
+        ([], None),
+    ],
+)
+def test_the_labeled_cases_tell_whether_one_file_holds_all_channels(tmp_path, labeled, problem):
+    for folder, names in (("imagesTr", labeled), ("imagesUn", ["u_0000.nii.gz"])):
+        (tmp_path / folder).mkdir()
+        images(tmp_path / folder, *names)
+    raw = RawDataset(tmp_path, TWO)
+    found = raw.channel_problem(raw.images("imagesUn")["u"])
+    assert found is None if problem is None else re.match(problem.replace("(", "[(]").replace(")", "[)]"), found)
+
+
+def test_what_nnunet_writes_beside_predictions_is_passed_over(tmp_path):
+    for name in ("dataset.json", "plans.json", "predict_from_raw_data_args.json", "summary.json"):
+        (tmp_path / name).touch()
+    assert unused_files(tmp_path, ".nii.gz") == ""
+    (tmp_path / "other.json").touch()
+    assert "1 file(s) with the ending .json" in unused_files(tmp_path, ".nii.gz")
+
+
+@pytest.mark.parametrize("name", ["imagesUN", "imageUn", "ImagesUn", "imagesUnlabeled"])
+def test_a_misspelled_folder_is_named(tmp_path, name):
+    for folder in ("imagesTr", "labelsTr", name):
+        (tmp_path / folder).mkdir()
+    assert unused_files(tmp_path / "imagesUn", ".nii.gz") == f"there is no folder imagesUn, is it {name}?"
+    assert misspelled(tmp_path / "imagesTs") in (None, tmp_path / name)
+    (tmp_path / "imagesUn").mkdir(exist_ok=True)
+    assert misspelled(tmp_path / "imagesUn") is None
+
+
+def test_folders_of_nnunet_are_not_taken_for_misspelled(tmp_path):
+    for folder in ("imagesTr", "imagesTs", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    assert unused_files(tmp_path / "imagesUn", ".nii.gz") == ""
