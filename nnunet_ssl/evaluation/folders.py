@@ -62,9 +62,10 @@ def evaluate_folders(
     missing = [name for name in names if not (predictions / f"{name}{structures.ending}").is_file()]
     if missing:
         unused = unused_files(predictions, structures.ending)
+        chill = " (--chill leaves them out)" if len(missing) < len(names) else ""  # otherwise nothing would be left
         raise ValueError(
-            f"{len(missing)} of {len(names)} references have no prediction in {predictions} "
-            f"(--chill leaves them out): {some(missing)}" + (f"; {unused}" if unused else "")
+            f"{len(missing)} of {len(names)} references have no prediction in {predictions}{chill}: {some(missing)}"
+            + (f"; {unused}" if unused else "")
         )
     compare = partial(compare_case, references, predictions, structures, tolerance, hd95)
     return [row for of_case in in_processes(compare, names, num_processes, "Evaluating") for row in of_case]

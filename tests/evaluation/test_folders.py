@@ -127,6 +127,14 @@ def test_wrong_use_is_one_sentence(folders, arguments, message, capsys, monkeypa
     assert f"nnunet_ssl evaluate: {message}" in capsys.readouterr().err
 
 
+def test_where_no_reference_has_a_prediction_leaving_out_is_not_offered(folders, capsys):
+    for file in (folders / "pred").iterdir():
+        file.rename(file.with_name(f"other_{file.name}"))
+    (folders / "pred" / "predict_from_raw_data_args.json").touch()  # nnU-Net's, and no surprise there
+    assert main(["evaluate", "-gt", str(folders / "gt"), "-pred", str(folders / "pred")]) == 2
+    assert capsys.readouterr().err.strip().endswith(f"2 of 2 references have no prediction in {folders / 'pred'}: a, b")
+
+
 def test_references_without_prediction_are_left_out_when_asked(folders, capsys):
     """nnU-Net's validation folder holds a fifth of the references."""
     (folders / "pred" / "b.nii.gz").unlink()
