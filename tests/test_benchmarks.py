@@ -1,26 +1,23 @@
 """What the benchmarks compute apart from training; the trainings themselves are slow tests of test_end_to_end.py."""
 
 import argparse
-import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+import data_of_runs as data
+import label_efficiency
+import result_files
+import step_time
+import train_one
 from tests.conftest import Case
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look it up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_plans_of_a_configuration_that_inherits_are_whole(tmp_path):
@@ -28,7 +25,7 @@ def test_plans_of_a_configuration_that_inherits_are_whole(tmp_path):
     plans["configurations"]["2d_coarse"] = {"inherits_from": "2d", "spacing": [3.0, 3.0]}
     (tmp_path / "nnUNetPlans.json").write_text(json.dumps(plans))
     options = argparse.Namespace(configuration="2d_coarse", features=[4, 8, 16], batch_size=8)
-    smaller = load("label_efficiency").smaller_plans(tmp_path / "nnUNetPlans.json", options)
+    smaller = data.smaller_plans(tmp_path / "nnUNetPlans.json", options)
     configuration = PlansManager(smaller).get_configuration("2d_coarse")
     assert (configuration.spacing, configuration.batch_size, configuration.patch_size) == ([3.0, 3.0], 8, [16, 16])
     arguments = configuration.network_arch_init_kwargs
@@ -38,9 +35,227 @@ def test_plans_of_a_configuration_that_inherits_are_whole(tmp_path):
 
 def test_peak_of_a_process_is_not_that_of_the_one_which_started_it():
     """Linux hands the high-water mark that getrusage reports on to children."""
-    step_time = load("step_time")
     held = bytearray(2 * 2**30)  # more than what an interpreter with torch holds
     here = step_time.kib_of_process("VmHWM")
     child = "import step_time; print(step_time.kib_of_process('VmHWM'))"
     there = int(subprocess.check_output([sys.executable, "-c", child], cwd=BENCHMARKS))
     assert here > len(held) / 2**10 > there
+
+
+# ---- which runs there are, and which are not repeated ----
+
+
+@pytest.fixture
+def hippocampus(tmp_path, monkeypatch):
+    """A preprocessed data set of 10 labeled and 3 unlabeled cases, as far as the planning of runs reads it."""
+    for name in ("raw", "preprocessed"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    source = tmp_path / "preprocessed" / "Dataset004_Hippocampus"
+    (source / "gt_segmentations").mkdir(parents=True)
+    for number in range(10):
+        (source / "gt_segmentations" / f"case.{number}.nii.gz").touch()
+    images = tmp_path / "raw" / source.name / "imagesUn"
+    images.mkdir(parents=True)
+    for number in range(3):
+        (images / f"un{number}_0000.nii.gz").touch()
+    (source / "nnUNetPlans.json").write_text(json.dumps(Case(dim=2, stages=4).plans()))
+    (source / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
+    (source / "dataset_fingerprint.json").write_text("{}")
+    monkeypatch.setattr(data, "folder_of", lambda dataset: source)
+    return source
+
+
+@pytest.fixture
+def options_of(tmp_path, monkeypatch):
+    def options(words=""):
+        line = f"x --dataset 4 --labeled 2 --trainers nnUNetTrainerBCP --steps 40 {words} --device cpu"
+        monkeypatch.setattr(
+            sys, "argv", [*shlex.split(line), "--results", f"{tmp_path}/json", "-o", f"{tmp_path}/work"]
+        )
+        return label_efficiency.parse_arguments()
+
+    return options
+
+
+def finish(planned, options, **changes):
+    file = planned.run.file(options.results)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(planned.facts | changes))
+
+
+def names(runs):
+    return [planned.run.name for planned in runs]
+
+
+def test_runs_of_an_experiment(hippocampus, options_of):
+    runs = label_efficiency.plan_runs(options_of("--seeds 1 2"))
+    assert names(runs) == [
+        "nnUNetTrainer__default__seed1",
+        "nnUNetTrainer__default__seed2",
+        "nnUNetTrainerBCP__default__seed1",
+        "nnUNetTrainerBCP__default__seed2",
+        "nnUNetTrainer__all__seed1",
+        "nnUNetTrainer__all__seed2",
+    ]
+    assert {planned.run.experiment for planned in runs} == {"hippocampus_2d_2labeled"}
+    digests = [planned.facts["split"].pop("digest") for planned in runs]
+    assert digests[:2] == digests[2:4]  # the same cases for all trainers, others for each seed
+    assert digests[0] != digests[1]
+    assert [planned.facts["split"] for planned in runs[2:5]] == [
+        {"labeled": 2, "unlabeled": 3, "validation": 2},
+        {"labeled": 2, "unlabeled": 3, "validation": 2},
+        {"labeled": 8, "unlabeled": 0, "validation": 2},
+    ]
+    assert runs[0].split["train"][0].startswith("case.")
+
+
+def test_a_variant_is_named_by_its_options_and_the_baseline_has_none(hippocampus, options_of):
+    options = options_of('--no-upper-bound --tune-fold --options "ema_decay=0.9 box_side=0.5"')
+    baseline, variant = label_efficiency.plan_runs(options)
+    assert baseline.run.name == "nnUNetTrainer__default__seed1"
+    assert (baseline.facts["options"], baseline.facts["code"]["step"]) == ({}, None)
+    assert variant.run.name == "nnUNetTrainerBCP__box_side=0.5,ema_decay=0.9__seed1"
+    assert variant.run.experiment == "hippocampus_2d_2labeled_tune"
+    assert variant.facts["options"] == {"ema_decay": "0.9", "box_side": "0.5"}
+    assert result_files.variant_of({"init_checkpoint": "a/b c__d"}) == "init_checkpoint=a-b-c__d"
+
+
+def test_facts_hold_no_path_and_no_name_of_a_machine(hippocampus, options_of, tmp_path):
+    import socket
+
+    for planned in label_efficiency.plan_runs(options_of()):
+        text = json.dumps(planned.facts)
+        assert str(tmp_path) not in text
+        assert str(BENCHMARKS.parent) not in text
+        assert socket.gethostname() not in text
+
+
+def test_a_finished_run_is_not_repeated(hippocampus, options_of):
+    options = options_of()
+    runs = label_efficiency.plan_runs(options)
+    assert label_efficiency.without_finished(runs, options) == runs
+    finish(runs[0], options)
+    finish(runs[2], options)
+    assert label_efficiency.without_finished(runs, options) == [runs[1]]
+
+
+def test_a_stale_run_is_repeated_only_when_asked_for(hippocampus, options_of, monkeypatch, tmp_path, capsys):
+    trainers = tmp_path / "trainers"
+    trainers.mkdir()
+    monkeypatch.setattr(result_files, "TRAINERS", trainers)
+    (trainers / "nnUNetTrainerBCP.py").write_text("a = 1")
+    runs = label_efficiency.plan_runs(options_of())
+    for planned in runs:
+        finish(planned, options_of())
+    assert label_efficiency.without_finished(runs, options_of()) == []
+    assert capsys.readouterr().out == ""
+    (trainers / "nnUNetTrainerBCP.py").write_text("a = 2")
+    assert label_efficiency.without_finished(runs, options_of()) == []
+    assert "nnUNetTrainerBCP__default__seed1 is stale" in capsys.readouterr().out
+    assert label_efficiency.without_finished(runs, options_of("--repeat-stale")) == [runs[1]]
+
+
+def test_a_new_training_step_makes_our_results_stale_and_not_those_of_nnunet(monkeypatch, tmp_path):
+    step = tmp_path / "step.py"
+    monkeypatch.setattr(result_files, "STEP", step)
+    code = {name: result_files.code_of(name) for name in ("nnUNetTrainer", "nnUNetTrainerBCP")}
+    step.write_text("a = 1")
+    stale = [name for name in code if result_files.is_stale({"trainer": name, "code": code[name]})]
+    assert stale == ["nnUNetTrainerBCP"]
+    assert code["nnUNetTrainer"]["trainer"] is not None
+
+
+def test_a_trainer_of_the_users_own_folder_has_a_digest(monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "nnUNetTrainerMine.py").write_text("")
+    monkeypatch.setenv("nnUNet_extTrainer", f"{tmp_path}/none:{tmp_path}")
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of nothing
+    assert result_files.digests("nnUNetTrainerMine")["trainer"] == empty
+    assert result_files.digests("nnUNetTrainerNobodys")["trainer"] is None
+
+
+@pytest.mark.parametrize(("words", "what"), [("--steps 60", "setting"), ("--labeled 3", "split")])
+def test_another_setting_needs_another_experiment(hippocampus, options_of, words, what):
+    for planned in label_efficiency.plan_runs(options := options_of("--experiment mine")):
+        finish(planned, options)
+    runs = label_efficiency.plan_runs(options := options_of(f"--experiment mine {words}"))
+    with pytest.raises(
+        SystemExit, match=rf"of mine was trained (in|on) another {what}: name this one with --experiment"
+    ):
+        label_efficiency.without_finished(runs, options)
+
+
+def test_an_interrupted_run_goes_on_and_begins_again_with_other_code(hippocampus, options_of, capsys):
+    options = options_of()
+    planned = label_efficiency.plan_runs(options)[1]
+    place = label_efficiency.prepare(planned, options)
+    splits = json.loads((place / "preprocessed" / hippocampus.name / "splits_final.json").read_text())
+    assert splits == [planned.split]
+    (place / "checkpoint").touch()
+    planned.facts["code"] |= {"commit": "another", "dirty": False}  # which leaves trainer and step as they were
+    assert label_efficiency.prepare(planned, options) == place
+    assert (place / "checkpoint").exists()
+    planned.facts["code"]["trainer"] = "another"
+    label_efficiency.prepare(planned, options)
+    assert not (place / "checkpoint").exists()
+    assert json.loads((place / "facts.json").read_text()) == planned.facts
+    assert "begins again" in capsys.readouterr().out
+
+
+# ---- what a result says of the code, and of the training ----
+
+
+def test_a_changed_tree_is_said(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=b", *words], cwd=tmp_path, check=True)
+
+    monkeypatch.setattr(result_files, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert (result_files.code_of("nnUNetTrainer")["commit"], result_files.code_of("nnUNetTrainer")["dirty"]) == (
+        None,
+        False,
+    )
+    for folder in ("nnunet_ssl", "trainers", "benchmarks/results"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.py").touch()
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    (tmp_path / "README.md").touch()
+    (tmp_path / "benchmarks" / "results" / "new.json").touch()
+    code = result_files.code_of("nnUNetTrainer")
+    assert (len(code["commit"]), code["dirty"]) == (12, False)
+    (tmp_path / "trainers" / "new.py").touch()
+    assert result_files.code_of("nnUNetTrainer")["dirty"]
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a__default__seed1.json").write_text('{"trainer": "b", "variant": "default", "seed": 1}')
+    with pytest.raises(ValueError, match="a__default__seed1.json holds the result of b__default__seed1"):
+        result_files.read_results("mine", tmp_path)
+    (tmp_path / "mine" / "a__default__seed1.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a__default__seed1.json is no result of label_efficiency.py: KeyError"):
+        result_files.read_results("mine", tmp_path)
+
+
+def test_outcome_of_a_training():
+    cases = {"a.1": {"1": 0.12345678, "2": float("nan")}, "b": {"1": 0.0, "2": 1.0}}
+    summary = [
+        {"prediction_file": f"/x/{case}.nii.gz", "metrics": {label: {"Dice": value} for label, value in dice.items()}}
+        for case, dice in cases.items()
+    ]
+    found = train_one.dice_of({"metric_per_case": summary}, ".nii.gz")
+    assert found == {"a.1": {"1": 0.123457, "2": None}, "b": {"1": 0.0, "2": 1.0}}
+
+    class Logger:
+        def get_value(self, key, step):
+            return {"epoch_start_timestamps": [10.0, 100.0, 200.0], "epoch_end_timestamps": [20.0, 130.0]}[key]
+
+    assert train_one.seconds_of(argparse.Namespace(logger=Logger())) == 40
+
+
+def test_cost_is_that_of_our_trainers_and_of_those_built_on_them():
+    ours = type("Base", (), {"__module__": "nnunet_ssl.training.base", "step_cost": 7 / 3})
+    renamed = type("nnUNetTrainerMine", (ours,), {"__module__": "mine", "STEP_COST": 2.0})
+    assert (train_one.cost_of(ours), train_one.cost_of(renamed), train_one.cost_of(dict)) == (2.3333, 2.0, None)

@@ -1,0 +1,135 @@
+"""The JSON files of finished runs, one for each, from which every table of results is made.
+
+    benchmarks/results/EXPERIMENT/TRAINER__VARIANT__seedN.json
+
+They hold no path and no name of a machine. A result is stale once the file of its trainer, or the training step that
+all trainers of this package share, is another one than that which it was made with.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).with_name("results")
+TRAINERS = ROOT / "trainers"
+STEP = ROOT / "nnunet_ssl" / "training" / "step.py"
+CODE = ("nnunet_ssl", "trainers", "benchmarks", ":(exclude)benchmarks/results")  # what a result may depend on
+BASELINE = "nnUNetTrainer"
+DEFAULT, ALL_LABELED = "default", "all"  # variants: no option given; a training with every label
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of an experiment.
+
+    Attributes:
+        experiment: what all of its runs share: data, network, steps, validation cases.
+        trainer: its name.
+        variant: `default`, `all`, or the options in words.
+        seed: of the training, and of the labeled cases where they are drawn.
+    """
+
+    experiment: str
+    trainer: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return f"{self.trainer}__{self.variant}__seed{self.seed}"
+
+    def file(self, results: Path = RESULTS) -> Path:
+        """Return where its result lies once it is finished."""
+        return results / self.experiment / f"{self.name}.json"
+
+
+def variant_of(options: Mapping[str, str]) -> str:
+    """Return the options in words, in order of their names, such as "box_side=0.5,ema_decay=0.9"."""
+    words = ",".join(f"{name}={options[name]}" for name in sorted(options))
+    return re.sub(r"[^\w.=,+-]", "-", words) or DEFAULT
+
+
+def read_results(experiment: str, results: Path = RESULTS) -> dict[Run, Result]:
+    """Return what the finished runs of an experiment left, by the names of their files.
+
+    Raises:
+        ValueError: a file that is no result, or has the name of another one.
+    """
+    found = {}
+    for file in sorted((results / experiment).glob("*.json")):
+        try:
+            content = json.loads(file.read_text())
+            run = Run(experiment, content["trainer"], content["variant"], content["seed"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no result of label_efficiency.py: {error!r}") from None
+        if run.name != file.stem:
+            raise ValueError(f"{file} holds the result of {run.name}")
+        found[run] = content
+    return found
+
+
+def is_stale(result: Result) -> bool:
+    """Return whether the trainer's file or the training step has changed since."""
+    return any(result["code"][name] != digest for name, digest in digests(result["trainer"]).items())
+
+
+def digests(trainer: str) -> dict[str, str | None]:
+    """Return the SHA-256 of the files that a trainer's results depend on most; None where there is no such file.
+
+    nnU-Net's own trainers do not use our training step.
+    """
+    source, is_hosts = source_of(trainer)
+    return {"trainer": sha256(source), "step": None if is_hosts else sha256(STEP)}
+
+
+def source_of(trainer: str) -> tuple[Path | None, bool]:
+    """Return the file called as a trainer, in this package, nnU-Net or the user's folders, and if it is nnU-Net's."""
+    if (ours := TRAINERS / f"{trainer}.py").exists():
+        return ours, False
+    (host,) = importlib.util.find_spec("nnunetv2").submodule_search_locations
+    for file in Path(host, "training", "nnUNetTrainer").rglob(f"{trainer}.py"):
+        return file, True
+    for folder in filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)):
+        for file in Path(folder).rglob(f"{trainer}.py"):
+            return file, False
+    return None, False
+
+
+def sha256(file: Path | None) -> str | None:
+    """Return a file's digest; None if there is none."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.exists() else None
+
+
+def code_of(trainer: str) -> dict[str, Any]:
+    """Return the commit of the code, whether it was changed since ("dirty"), and the digests of `digests`.
+
+    Without git, or outside of a checkout, the commit is None.
+    """
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", *CODE))} | digests(trainer)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    packages = {name: version(name) for name in ("nnunet_ssl", "nnunetv2", "torch", "numpy")}
+    return packages | {"python": platform.python_version()}
+
+
+def _git(*words: str) -> str | None:
+    try:
+        return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

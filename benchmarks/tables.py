@@ -1,0 +1,275 @@
+"""Make the tables of results in README.md and docs/ from the files of finished runs.
+
+    python benchmarks/tables.py             # write them anew
+    python benchmarks/tables.py --check     # exit with 1 where one differs from its files
+
+A table stands between the lines `<!-- table: EXPERIMENT -->` and `<!-- end -->`; with `section` instead of `table` its
+title and setting come too, and nothing while no run is finished. tables.toml says which tables there are. Results of
+trainers whose code has changed since are named as stale.
+"""
+
+import argparse
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from math import isnan
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from nnunet_ssl.evaluation.comparison import Prediction, patients_of
+from nnunet_ssl.evaluation.paired_statistics import PairedDifference, paired_difference
+from result_files import ALL_LABELED, BASELINE, DEFAULT, RESULTS, ROOT, Result, is_stale, read_results
+
+TABLES = Path(__file__).with_name("tables.toml")
+FOLDS = {
+    "report": "the fold that nothing was tuned on",
+    "tune": "the tuning fold",
+    "own split": "the data set's own split",
+}
+NOTHING = "No finished runs yet."
+MARKER = re.compile(r"^(<!-- (table|section): (\S+) -->\n)(.*?)(<!-- end -->)$", re.DOTALL | re.MULTILINE)
+START = re.compile(r"^<!-- (table|section):", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of one experiment; the attributes are explained in tables.toml."""
+
+    experiment: str
+    seeds: tuple[int, ...]
+    title: str = ""
+    text: str = ""
+    rows: tuple[str, ...] = ("*",)
+    columns: tuple[str, ...] = ("trainer", "seeds", "difference", "cost", "commit")
+    sort: str = "difference"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trainer with its options: the result of each seed of the table, and the difference to the baseline's."""
+
+    trainer: str
+    variant: str
+    results: dict[int, Result]
+    difference: PairedDifference | None
+
+
+def main() -> int:
+    """Write or check the tables, and say which results are stale."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a table differs")
+    options = parser.parse_args()
+    tables = read_tables()
+    different = []
+    for document in documents():
+        text = document.read_text(encoding="utf-8")
+        if (new := with_tables(text, tables)) != text:
+            different.append(document.name)
+            if not options.check:
+                document.write_text(new, encoding="utf-8")
+    for line in remarks(tables):
+        print(line)
+    if different:
+        print(f"{'differ from their files' if options.check else 'written'}: {', '.join(different)}")
+    return int(options.check and bool(different))
+
+
+def documents() -> list[Path]:
+    """Return the files that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def read_tables(file: Path = TABLES) -> dict[str, Table]:
+    """Return the tables that there are, by experiment."""
+    lists = ("seeds", "rows", "columns")
+    return {
+        experiment: Table(experiment, **{key: tuple(value) if key in lists else value for key, value in entry.items()})
+        for experiment, entry in tomllib.loads(file.read_text()).items()
+    }
+
+
+def remarks(tables: dict[str, Table], results: Path = RESULTS) -> list[str]:
+    """Return which results are stale, and which rows are not shown because seeds are missing."""
+    lines = []
+    for table in tables.values():
+        lines += [
+            f"stale: {run.experiment}/{run.name}"
+            for run, result in read_results(table.experiment, results).items()
+            if is_stale(result)
+        ]
+        for (trainer, variant), of_seed in results_of(table, results).items():
+            if missing := [str(seed) for seed in table.seeds if seed not in of_seed]:
+                lines.append(f"not shown: {table.experiment}/{trainer}__{variant}, without seed {', '.join(missing)}")
+    return lines
+
+
+def with_tables(text: str, tables: dict[str, Table], results: Path = RESULTS) -> str:
+    """Return a document with its tables made anew.
+
+    Raises:
+        ValueError: a marker without its end, or of a table that there is not; results that cannot be compared.
+    """
+    if len(START.findall(text)) != len(MARKER.findall(text)):
+        raise ValueError("each <!-- table: NAME --> or <!-- section: NAME --> has an <!-- end --> of its own")
+
+    def replaced(match: re.Match) -> str:
+        start, kind, name, _, end = match.groups()
+        if name not in tables:
+            raise ValueError(f"tables.toml has no table {name}")
+        rows = rows_of(tables[name], results)
+        made = table_of(tables[name], rows) if kind == "table" else section_of(tables[name], rows)
+        return f"{start}\n{made}\n\n{end}" if made else start + end
+
+    return MARKER.sub(replaced, text)
+
+
+def section_of(table: Table, rows: list[Row]) -> str:
+    """Return title, setting and table; nothing without a row."""
+    if not rows:
+        return ""
+    return f"## {table.title or table.experiment}\n\n{table.text} {setting_of(rows)}".rstrip() + (
+        f"\n\n{table_of(table, rows)}"
+    )
+
+
+def table_of(table: Table, rows: list[Row]) -> str:
+    """Return the table in Markdown."""
+    if not rows:
+        return NOTHING
+    cells = [{key: value for name in table.columns for key, value in COLUMNS[name](row).items()} for row in rows]
+    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def rows_of(table: Table, results: Path = RESULTS) -> list[Row]:
+    """Return the rows whose seeds are complete; none without the baseline, with which all are compared.
+
+    Raises:
+        ValueError: the results of a row cannot be compared with the baseline's.
+    """
+    complete = {
+        key: {seed: of_seed[seed] for seed in table.seeds}
+        for key, of_seed in results_of(table, results).items()
+        if len(of_seed) == len(table.seeds)
+    }
+    baseline = complete.pop((BASELINE, DEFAULT), None)
+    if baseline is None:
+        return []
+    others = [Row(*key, of_seed, compare(table, of_seed, baseline)) for key, of_seed in complete.items()]
+    sizes = {"difference": lambda row: -row.difference.mean, "name": lambda row: (row.trainer, row.variant)}
+    others.sort(key=lambda row: (row.variant == ALL_LABELED, sizes[table.sort](row)))
+    return [Row(BASELINE, DEFAULT, baseline, None), *others]
+
+
+def results_of(table: Table, results: Path) -> dict[tuple[str, str], dict[int, Result]]:
+    """Return what is finished of each trainer and variant that the table may show, by seed."""
+    found: dict[tuple[str, str], dict[int, Result]] = {}
+    for run, result in read_results(table.experiment, results).items():
+        if run.seed in table.seeds and any(fnmatch(f"{run.trainer}__{run.variant}", row) for row in table.rows):
+            found.setdefault((run.trainer, run.variant), {})[run.seed] = result
+    return found
+
+
+def compare(table: Table, results: dict[int, Result], baseline: dict[int, Result]) -> PairedDifference:
+    """Return the difference of a row to the baseline, of the same cases in each seed."""
+    for seed, result in results.items():
+        plain, name = baseline[seed], f"{table.experiment}: {result['trainer']}, {result['variant']}, seed {seed}"
+        if result["setting"] != plain["setting"]:
+            raise ValueError(f"{name} was trained in another setting than {BASELINE}")
+        if result["variant"] != ALL_LABELED and result["split"]["digest"] != plain["split"]["digest"]:
+            raise ValueError(f"{name} was trained on another split than {BASELINE}")
+        if result["dice"].keys() != plain["dice"].keys():
+            raise ValueError(f"{name} has other validation cases than {BASELINE}")
+    first = next(iter(results.values()))
+    patients, _ = patients_of(list(first["dice"]), first["setting"]["patient_pattern"])
+    return paired_difference(predictions(results), predictions(baseline), patients)
+
+
+def predictions(results: dict[int, Result]) -> dict[Prediction, float]:
+    """Return the Dice of each case in each training."""
+    return {
+        Prediction(str(seed), case): dice
+        for seed, result in results.items()
+        for case, dice in dice_of_cases(result).items()
+    }
+
+
+def dice_of_cases(result: Result) -> dict[str, float]:
+    """Return the mean over the labels of each case.
+
+    A label that is neither in the reference nor in the prediction has no Dice, and a case without any is left out.
+    """
+    known = {case: [dice for dice in labels.values() if dice is not None] for case, labels in result["dice"].items()}
+    return {case: mean(values) for case, values in known.items() if values}
+
+
+def setting_of(rows: list[Row]) -> str:
+    """Return in words what the runs of an experiment share."""
+    results = [result for row in rows for result in row.results.values()]
+    setting, split = results[0]["setting"], results[0]["split"]
+    versions = {name: sorted({result["versions"][name] for result in results}) for name in results[0]["versions"]}
+    made_with = ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())
+    patch = " x ".join(str(size) for size in setting["patch_size"])
+    return (
+        f"{setting['dataset']}, {setting['configuration']}: {split['labeled']} labeled, {split['unlabeled']} unlabeled "
+        f"and {split['validation']} validation cases ({FOLDS[setting['fold']]}). {setting['steps']} steps, batches of "
+        f"{setting['batch_size']} patches of {patch}, features {' '.join(str(n) for n in setting['features'])}. "
+        f"{made_with}."
+    )
+
+
+def trainer_cell(row: Row) -> dict[str, str]:
+    """Return the trainer and its variant."""
+    first = next(iter(row.results.values()))
+    words = f"all {first['split']['labeled']} labeled" if row.variant == ALL_LABELED else row.variant.replace(",", ", ")
+    return {"trainer": f"`{row.trainer}`" + ("" if row.variant == DEFAULT else f", {words}")}
+
+
+def seed_cells(row: Row) -> dict[str, str]:
+    """Return the mean Dice over the cases of each seed."""
+    return {f"seed {seed}": f"{mean(dice_of_cases(result).values()):.4f}" for seed, result in row.results.items()}
+
+
+def difference_cell(row: Row) -> dict[str, str]:
+    """Return the mean difference to the baseline, and its interval where there are cases enough."""
+    text, difference = "", row.difference
+    if difference is not None:
+        text = f"{difference.mean:+.4f}"
+        text += "" if isnan(difference.low) else f" ({difference.low:+.4f} to {difference.high:+.4f})"
+    return {f"difference to `{BASELINE}` (95 % interval)": text}
+
+
+def cost_cell(row: Row) -> dict[str, str]:
+    """Return the cost that our trainers state; nnU-Net's own is 1."""
+    cost = 1 if row.trainer == BASELINE else next(iter(row.results.values()))["cost"]
+    return {"cost of a step": "" if cost is None else f"{cost:.3g}"}
+
+
+def minutes_cell(row: Row) -> dict[str, str]:
+    """Return the mean minutes of the training."""
+    return {"minutes": f"{mean(result['seconds'] for result in row.results.values()) / 60:.1f}"}
+
+
+def commit_cell(row: Row) -> dict[str, str]:
+    """Return the commits that the results were made with."""
+    codes = [result["code"] for result in row.results.values()]
+    words = [f"{code['commit'] or 'unknown'}{' and changes' if code['dirty'] else ''}" for code in codes]
+    return {"commit": ", ".join(dict.fromkeys(words))}
+
+
+COLUMNS: dict[str, Callable[[Row], dict[str, Any]]] = {
+    "trainer": trainer_cell,
+    "seeds": seed_cells,
+    "difference": difference_cell,
+    "cost": cost_cell,
+    "minutes": minutes_cell,
+    "commit": commit_cell,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Train and validate one run of label_efficiency.py, which lays its folder and starts this in a process of its own."""
+
+import json
+import os
+import sys
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+EPOCHS = 20  # into which the steps are divided: nnU-Net validates and lowers its learning rate once in each
+
+
+def length(steps: int) -> dict[str, int]:
+    """Return nnU-Net's settings for a training of so many steps."""
+    return {"num_epochs": EPOCHS, "num_iterations_per_epoch": steps // EPOCHS, "num_val_iterations_per_epoch": 5}
+
+
+def main() -> None:
+    """Train as nnUNetv2_train does, going on from a checkpoint if there is one, and leave the result."""
+    from nnunet_ssl.data.preprocessed_images import write_json_atomically
+
+    place, result = Path(sys.argv[1]), Path(sys.argv[2])
+    facts = json.loads((place / "facts.json").read_text())
+    trainer = make_trainer(facts)
+    if any(Path(trainer.output_folder).glob("checkpoint_*.pth")):
+        from nnunetv2.run.run_training import maybe_load_checkpoint
+
+        maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    summary = json.loads(Path(trainer.output_folder, "validation", "summary.json").read_text())
+    outcome = {
+        "cost": cost_of(type(trainer)),
+        "seconds": seconds_of(trainer),
+        "dice": dice_of(summary, trainer.dataset_json["file_ending"]),
+    }
+    write_json_atomically(facts | outcome, result)
+
+
+def make_trainer(facts: dict[str, Any]) -> Any:  # noqa: ANN401 - any nnU-Net trainer
+    """Return the trainer of a run, seeded as far as nnU-Net's own can be."""
+    import numpy as np
+    import torch
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    np.random.seed(facts["seed"])
+    torch.manual_seed(facts["seed"])
+    setting, device = facts["setting"], torch.device(facts["device"])
+    trainer = get_trainer_from_args(setting["dataset"], setting["configuration"], 0, facts["trainer"], device=device)
+    if not is_ours(type(trainer)):
+        if facts["options"]:
+            sys.exit(f"{facts['trainer']} takes no --options")
+        for name, value in length(setting["steps"]).items():
+            setattr(trainer, name, value)
+    return trainer
+
+
+def is_ours(trainer: type) -> bool:
+    """Return whether a trainer is one of this package, or built on one, and takes its options."""
+    return any(base.__module__.startswith("nnunet_ssl.") for base in trainer.__mro__)
+
+
+def cost_of(trainer: type) -> float | None:
+    """Return the cost of a step that our trainers state; None of others."""
+    cost = getattr(trainer, "STEP_COST", getattr(trainer, "step_cost", 1.0))
+    return round(cost, 4) if is_ours(trainer) else None
+
+
+def seconds_of(trainer: Any) -> int:  # noqa: ANN401
+    """Return how long its epochs took, also where it was interrupted between them."""
+    start, end = (trainer.logger.get_value(f"epoch_{when}_timestamps", step=None) for when in ("start", "end"))
+    return round(sum(end) - sum(start[: len(end)]))
+
+
+def dice_of(summary: dict[str, Any], ending: str) -> dict[str, dict[str, float | None]]:
+    """Return the Dice of each case and label; None where neither reference nor prediction has the label."""
+    return {
+        Path(case["prediction_file"]).name.removesuffix(ending): {
+            label: None if isnan(metrics["Dice"]) else round(metrics["Dice"], 6)
+            for label, metrics in case["metrics"].items()
+        }
+        for case in summary["metric_per_case"]
+    }
+
+
+if __name__ == "__main__":
+    main()
