@@ -179,7 +179,8 @@ def row_of(name: str, seconds: dict[str, float], peaks: dict[str, float]) -> dic
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     ratio = seconds[name] / seconds[BASELINE]
-    cost = getattr(recursive_find_trainer_class_by_name(name), "step_cost", 1.0)
+    trainer = recursive_find_trainer_class_by_name(name)
+    cost = getattr(trainer, "STEP_COST", getattr(trainer, "step_cost", 1.0))
     values = (name, seconds[name], ratio, cost, ratio / cost, peaks[name], peaks[name] / peaks[BASELINE])
     return dict(zip(COLUMNS, values, strict=True))
 

@@ -25,11 +25,7 @@ from nnunet_ssl.evaluation.paired_statistics import PairedDifference, paired_dif
 from result_files import ALL_LABELED, BASELINE, DEFAULT, RESULTS, ROOT, Result, is_stale, read_results
 
 TABLES = Path(__file__).with_name("tables.toml")
-FOLDS = {
-    "report": "the fold that nothing was tuned on",
-    "tune": "the tuning fold",
-    "own split": "the data set's own split",
-}
+FOLDS = {"report": "nnU-Net's fold 0", "tune": "nnU-Net's fold 1, for tuning", "own split": "the data set's own split"}
 NOTHING = "No finished runs yet."
 MARKER = re.compile(r"^(<!-- (table|section): (\S+) -->\n)(.*?)(<!-- end -->)$", re.DOTALL | re.MULTILINE)
 START = re.compile(r"^<!-- (table|section):", re.MULTILINE)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def test_a_new_training_step_makes_our_results_stale_and_not_those_of_nnunet(mon
 def test_a_trainer_of_the_users_own_folder_has_a_digest(monkeypatch, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "nnUNetTrainerMine.py").write_text("")
-    monkeypatch.setenv("nnUNet_extTrainer", f"{tmp_path}/none:{tmp_path}")
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join((f"{tmp_path}/none", str(tmp_path))))
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of nothing
     assert result_files.digests("nnUNetTrainerMine")["trainer"] == empty
     assert result_files.digests("nnUNetTrainerNobodys")["trainer"] is None

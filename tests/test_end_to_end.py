@@ -284,14 +284,15 @@ def test_benchmarks(planned):
     assert len(peaks) == 10
     assert len(set(peaks)) > 1  # each trainer's own, not that of the process which started them
     command = f"python {benchmarks}/label_efficiency.py --dataset 998 --labeled 2 --trainers {TRAINER} --steps 20"
-    small = "--features 4 8 8 --batch-size 2 --device cpu"
+    small = f"--features 4 8 8 --batch-size 2 --device cpu --results {planned.root}/json"
     table = planned.run(f"{command} --configuration 2d {small}")
-    assert re.search(rf"\| 2 \| {TRAINER} \| 0.\d{{4}} \|  \| [+-]0.\d{{4}} \| 1 \|", table), table
-    assert re.search(r"\| all \| nnUNetTrainer \| 0.\d{4}", table), table
+    assert re.search(rf"\| `{TRAINER}` \| 0.\d{{4}} \| [+-]0.\d{{4}}.* \| 2.33 \|", table), table
+    assert re.search(r"\| `nnUNetTrainer`, all \d+ labeled \| 0.\d{4}", table), table
     assert "3 runs, 3 done before" in planned.run(f"{command} --configuration 2d {small}")
-    own = command.replace("--labeled 2", "--own-split") + f" -o {planned.root}/own --configuration 2d {small}"
-    table = planned.run(own)
-    labeled = len(
-        json.loads((planned.root / "preprocessed" / planned.dataset / "splits_final.json").read_text())[0]["train"]
-    )
-    assert re.search(rf"\| {labeled} \| {TRAINER} \| 0.\d{{4}}", table), table
+    result = next((planned.root / "json").glob(f"*/{TRAINER}__default__seed1.json")).read_text()
+    assert str(planned.root) not in result
+    own = command.replace("--labeled 2", "--own-split") + f" --experiment own --configuration 2d {small}"
+    assert re.search(rf"\| `{TRAINER}` \| 0.\d{{4}}", table := planned.run(own)), table
+    fold = json.loads((planned.root / "preprocessed" / planned.dataset / "splits_final.json").read_text())[0]
+    (result,) = (planned.root / "json" / "own").glob(f"{TRAINER}__default__seed1.json")
+    assert json.loads(result.read_text())["split"]["labeled"] == len(fold["train"])

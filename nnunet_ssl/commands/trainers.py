@@ -1,31 +1,80 @@
-"""List the trainers: what each does, the paper, what a step costs, and its options with their defaults."""
+"""List the trainers: what each does, the paper, what a step costs, and its options; or all about one of them."""
 
 import argparse
+from collections.abc import Iterable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help="only this one, with the whole description")
+    text = "only this one: idea, equations, differences from the paper, cost, and each option with type and default"
+    parser.add_argument("name", nargs="?", metavar="NAME", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the catalogue, or one trainer's description."""
-    import inspect
+    """Print the catalogue, or all about one trainer."""
+    if options.name:
+        print_one(options.name)
+    else:
+        print_all()
+    return 0
 
+
+def print_all() -> None:
+    """Print an entry for each trainer."""
     from nnunet_ssl.training.catalog import COMMON_OPTIONS, all_trainers, describe
     from nnunet_ssl.training.options import HOST_SETTINGS
 
-    catalog = {trainer.__name__: trainer for trainer in all_trainers()}
-    if options.name:
-        if options.name not in catalog:
-            raise ValueError(f"there is no trainer {options.name!r}, there are {', '.join(catalog)}")
-        print(f"{options.name}\n\n{inspect.getdoc(catalog[options.name])}\n")
-        catalog = {options.name: catalog[options.name]}
-    for name, trainer in catalog.items():
+    for trainer in all_trainers():
         entry = describe(trainer)
-        print(f"{name}\n  {entry.sentence}")
+        print(f"{trainer.__name__}\n  {entry.sentence}")
         print(f"  paper:   {entry.paper}\n  kind:    {entry.kind}\n  cost:    {entry.cost:.2f} of nnU-Net's step")
-        defaults = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in entry.options.items()}
-        print(f"  options: {' '.join(f'{key}={value}' for key, value in defaults.items())}")
+        print(f"  options: {' '.join(f'{name}={in_words(value)}' for name, value in entry.options.items())}")
     print(f"options of all:\n  {' '.join(COMMON_OPTIONS)}\n  {' '.join(HOST_SETTINGS)}")
-    return 0
+
+
+def print_one(name: str) -> None:
+    """Print a trainer's description, its cost, and its options, the method's own before those of every trainer.
+
+    Raises:
+        ValueError: there is no such trainer.
+    """
+    import inspect
+
+    from nnunet_ssl.training.catalog import all_trainers, describe, options_of_all, types_of_options
+
+    catalog = {trainer.__name__: trainer for trainer in all_trainers()}
+    if name not in catalog:
+        raise ValueError(f"there is no trainer {name!r}, {nearest(name, catalog)}")
+    trainer, entry = catalog[name], describe(catalog[name])
+    types = types_of_options(trainer)
+    print(f"{name}\n\n{inspect.getdoc(trainer)}\n")
+    print(f"kind: {entry.kind}\ncost: {entry.cost:.2f} of nnU-Net's step\n")
+    print_options("options of this method:", entry.options, types)
+    print_options("options of every trainer:", options_of_all(trainer), types)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the part of a sentence that names the trainers most like a name, or all where none is."""
+    import difflib
+
+    short = {trainer.removeprefix("nnUNetTrainer").lower(): trainer for trainer in known}
+    near = difflib.get_close_matches(name.lower().removeprefix("nnunettrainer"), short, n=2, cutoff=0.4)
+    named = [short[key] for key in near]
+    return f"the nearest: {', '.join(named)}" if named else f"there are {', '.join(short.values())}"
+
+
+def print_options(title: str, options: dict[str, object], types: dict[str, type]) -> None:
+    """Print one line for each option: its name, type and default."""
+    width = max((len(name) for name in options), default=0)
+    print(title)
+    for name, value in options.items():
+        print(f"  {name:<{width}}  {types[name].__name__:<5}  {in_words(value)}")
+
+
+def in_words(value: object) -> str:
+    """Return a default as it is written in `nnUNet_ssl_options`; an option without one is not set."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

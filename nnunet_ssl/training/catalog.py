@@ -1,9 +1,11 @@
 """What trainers there are, read from the classes themselves."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import re
+import textwrap
 from dataclasses import dataclass
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -67,3 +69,26 @@ def describe(trainer: type[SemiSupervisedTrainer]) -> Entry:
         cost=trainer.step_cost,
         options=options,
     )
+
+
+def types_of_options(trainer: type[SemiSupervisedTrainer]) -> dict[str, type]:
+    """Return the type of each option of a trainer."""
+    return allowed_options(trainer, nnUNetTrainer)
+
+
+def options_of_all(trainer: type[SemiSupervisedTrainer]) -> dict[str, object]:
+    """Return the options that every trainer has, nnU-Net's settings last, with this one's defaults."""
+    defaults = host_defaults()
+    return {name: getattr(trainer, name, defaults.get(name, "nnU-Net's")) for name in (*COMMON_OPTIONS, *HOST_SETTINGS)}
+
+
+def host_defaults() -> dict[str, object]:
+    """Return the settings that nnU-Net's constructor assigns, which only its source tells without data and plans."""
+    source = ast.parse(textwrap.dedent(inspect.getsource(nnUNetTrainer.__init__)))
+    assignments = [node for node in ast.walk(source) if isinstance(node, ast.Assign)]
+    return {
+        target.attr: node.value.value
+        for node in assignments
+        for target in node.targets
+        if isinstance(target, ast.Attribute) and target.attr in HOST_SETTINGS and isinstance(node.value, ast.Constant)
+    }

@@ -24,10 +24,3 @@ def test_mean_teacher_by_hand(capsys):
     assert "cost:    2.33 of nnU-Net's step" in out
     assert "consistency_weight=1 " in out
     assert "options of all:\n  seed " in out
-
-
-def test_one_trainer_with_its_equations(capsys):
-    assert main(["trainers", "nnUNetTrainerMeanTeacher"]) == 0
-    assert "Differences from the paper:" in capsys.readouterr().out
-    assert main(["trainers", "nnUNetTrainerMeen"]) == 2
-    assert "there is no trainer 'nnUNetTrainerMeen', there are nnUNetTrainerBCP, " in capsys.readouterr().err

@@ -1,0 +1,77 @@
+import inspect
+import re
+
+import pytest
+
+from nnunet_ssl.commands.cli import main
+from nnunet_ssl.training.catalog import all_trainers, host_defaults
+
+NAMES = [trainer.__name__ for trainer in all_trainers()]
+
+
+def printed(capsys, *arguments):
+    assert main(["trainers", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def options_of(text):
+    """The lines "  name  type  default" of both lists."""
+    own, common = text.split("options of this method:\n")[1].split("options of every trainer:\n")
+    return [dict(re.findall(r"^  (\w+) +(\w+ +.+)$", part, re.MULTILINE)) for part in (own, common)]
+
+
+@pytest.mark.parametrize("trainer", all_trainers(), ids=lambda trainer: trainer.__name__)
+def test_all_about_one_trainer(capsys, trainer):
+    text = printed(capsys, trainer.__name__)
+    assert text.startswith(f"{trainer.__name__}\n\n{inspect.getdoc(trainer)}\n\nkind: ")
+    own, common = options_of(text)
+    assert own
+    assert not set(own) & set(common)
+    assert {"seed", "num_epochs", "initial_lr"} <= set(common)
+
+
+def test_options_of_fixmatch_by_hand(capsys):
+    text = printed(capsys, "nnUNetTrainerFixMatch")
+    own, common = options_of(text)
+    assert "\nkind: a student and its moving average\ncost: 2.33 of nnU-Net's step\n" in text
+    assert own["confidence_threshold"].split() == ["float", "0.95"]
+    assert own["predict_with"].split() == ["str", "teacher"]
+    assert common["seed"].split(maxsplit=1) == ["int", "not set"]
+    assert common["previews"].split() == ["bool", "false"]
+    assert common["num_epochs"].split() == ["int", "1000"]
+    assert common["weight_decay"].split() == ["float", "3e-05"]
+
+
+def test_defaults_of_nnunet_are_read_from_its_constructor():
+    assert host_defaults() == {
+        "num_epochs": 1000,
+        "num_iterations_per_epoch": 250,
+        "num_val_iterations_per_epoch": 50,
+        "save_every": 50,
+        "initial_lr": 1e-2,
+        "weight_decay": 3e-5,
+        "oversample_foreground_percent": 0.33,
+    }
+
+
+def test_without_a_name_every_trainer_has_its_entry(capsys):
+    text = printed(capsys)
+    assert re.findall(r"^nnUNetTrainer\w+", text, re.MULTILINE) == NAMES
+    assert "Differences from the paper" not in text
+    assert "\noptions of all:\n  seed " in text
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("nnUNetTrainerMeenTeacher", "the nearest: nnUNetTrainerMeanTeacher"),
+        ("unimatch", "the nearest: nnUNetTrainerUniMatch, nnUNetTrainerFixMatch"),
+        ("nnUNetTrainerMeen", "the nearest: nnUNetTrainerMeanTeacher"),
+        ("xyz", f"there are {', '.join(NAMES)}"),
+    ],
+)
+def test_an_unknown_name_is_one_sentence_with_the_nearest(capsys, name, sentence):
+    assert main(["trainers", name]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"nnunet_ssl trainers: there is no trainer {name!r}, {sentence}")
+    assert said.count("\n") == 1

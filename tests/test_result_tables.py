@@ -1,0 +1,219 @@
+"""The tables of results in README.md and docs/: that they are those of their files, and what stands in them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import tables
+from result_files import Run
+from tables import Table
+
+TABLE = Table("mine", (1, 2), title="Mine", text="Of two seeds.")
+SETTING = {
+    "dataset": "Dataset001_Mine",
+    "patient_pattern": None,
+    "configuration": "2d",
+    "features": [8, 16],
+    "patch_size": [56, 40],
+    "batch_size": 4,
+    "steps": 20,
+    "fold": "report",
+}
+
+
+def write(place: Path, trainer: str, seed: int, dice: dict, variant: str = "default", **changes) -> dict:
+    result = {
+        "trainer": trainer,
+        "variant": variant,
+        "seed": seed,
+        "setting": SETTING,
+        "split": {"labeled": 2, "unlabeled": 80, "validation": len(dice), "digest": f"of {seed}"},
+        "versions": {"nnunet_ssl": "0.1.0", "python": "3.11.7"},
+        "code": {"commit": "0123456789ab", "dirty": False, "trainer": "0" * 64, "step": None},
+        "cost": 7 / 3,
+        "seconds": 90,
+        "dice": {case: value if isinstance(value, dict) else {"1": value} for case, value in dice.items()},
+    } | changes
+    file = Run("mine", trainer, variant, seed).file(place)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result))
+    return result
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Two seeds of the baseline, of a better trainer and of the upper bound, and one seed of a third trainer."""
+    cases = [f"case{number}" for number in range(6)]
+    for seed in (1, 2):
+        write(tmp_path, "nnUNetTrainer", seed, dict.fromkeys(cases, 0.5))
+        gains = {case: 0.5 + (number + seed) / 100 for number, case in enumerate(cases)}
+        write(tmp_path, "nnUNetTrainerBCP", seed, gains)
+        split = {"labeled": 96, "unlabeled": 0, "validation": 6, "digest": "all"}
+        write(tmp_path, "nnUNetTrainer", seed, dict.fromkeys(cases, 0.9), "all", split=split)
+    write(tmp_path, "nnUNetTrainerURPC", 1, dict.fromkeys(cases, 0.6))
+    return tmp_path
+
+
+def lines(place, table=TABLE):
+    return tables.table_of(table, tables.rows_of(table, place)).splitlines()
+
+
+# ---- what is published ----
+
+
+def test_the_tables_of_the_documents_are_those_of_their_files():
+    known = tables.read_tables()
+    for document in tables.documents():
+        text = document.read_text(encoding="utf-8")
+        different = f"{document.name} differs from benchmarks/results: python benchmarks/tables.py"
+        assert tables.with_tables(text, known) == text, different
+
+
+def test_every_table_has_its_section_in_docs_results():
+    text = (tables.ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for experiment in tables.read_tables():
+        assert f"<!-- section: {experiment} -->" in text
+
+
+# ---- the arithmetic, by hand ----
+
+
+def test_a_table_by_hand(finished):
+    """The gains of the cases, over both seeds, are 1.5, 2.5, ... 6.5 points: mean 4, sd sqrt(3.5), t(5) = 2.5706."""
+    half = 2.5705818 * math.sqrt(3.5) / math.sqrt(6)
+    assert lines(finished) == [
+        "| trainer | seed 1 | seed 2 | difference to `nnUNetTrainer` (95 % interval) | cost of a step | commit |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| `nnUNetTrainer` | 0.5000 | 0.5000 |  | 1 | 0123456789ab |",
+        f"| `nnUNetTrainerBCP` | 0.5350 | 0.5450 | +0.0400 (+{(4 - half) / 100:.4f} to +{(4 + half) / 100:.4f}) | 2.33 "
+        "| 0123456789ab |",
+        "| `nnUNetTrainer`, all 96 labeled | 0.9000 | 0.9000 | +0.4000 (+0.4000 to +0.4000) | 1 | 0123456789ab |",
+    ]
+
+
+def test_a_label_that_nobody_has_is_left_out(tmp_path):
+    result = write(
+        tmp_path, "nnUNetTrainer", 1, {"a": {"1": 0.2, "2": None}, "b": {"1": 0.4, "2": 0.8}, "c": {"1": None}}
+    )
+    assert tables.dice_of_cases(result) == pytest.approx({"a": 0.2, "b": 0.6})
+
+
+def test_the_interval_is_over_patients(tmp_path):
+    """Of two patients, one of whom has two cases: (0.1 + 0.3) / 2 = 0.2 and 0.4; no interval of so few."""
+    setting = SETTING | {"patient_pattern": r"p\d"}
+    write(tmp_path, "nnUNetTrainer", 1, dict.fromkeys(("p1_a", "p1_b", "p2_a"), 0.5), setting=setting)
+    write(tmp_path, "nnUNetTrainerBCP", 1, {"p1_a": 0.6, "p1_b": 0.8, "p2_a": 0.9}, setting=setting)
+    assert "| 0.7667 | +0.3000 | 2.33 |" in lines(tmp_path, Table("mine", (1,)))[3]
+
+
+# ---- which rows ----
+
+
+def test_only_complete_rows_are_shown_and_the_others_named(finished):
+    assert not any("URPC" in line for line in lines(finished))
+    assert "not shown: mine/nnUNetTrainerURPC__default, without seed 2" in tables.remarks({"mine": TABLE}, finished)
+    assert [line.split(" | ")[0] for line in lines(finished, Table("mine", (1,)))[2:]] == [
+        "| `nnUNetTrainer`",
+        "| `nnUNetTrainerURPC`",  # + 10 points
+        "| `nnUNetTrainerBCP`",  # + 3.5
+        "| `nnUNetTrainer`, all 96 labeled",
+    ]
+
+
+def test_without_the_baseline_there_is_no_table(finished):
+    Run("mine", "nnUNetTrainer", "default", 2).file(finished).unlink()
+    assert lines(finished) == ["No finished runs yet."]
+
+
+def test_rows_columns_and_order_can_be_chosen(finished):
+    table = Table("mine", (1,), rows=("nnUNetTrainer__default", "*BCP*"), columns=("trainer", "minutes"), sort="name")
+    chosen = ["| trainer | minutes |", "| --- | --- |", "| `nnUNetTrainer` | 1.5 |", "| `nnUNetTrainerBCP` | 1.5 |"]
+    assert lines(finished, table) == chosen
+
+
+def test_a_variant_and_a_changed_tree_are_said(finished):
+    code = {"commit": "ba9876543210", "dirty": True, "trainer": None, "step": None}
+    cases = dict.fromkeys([f"case{number}" for number in range(6)], 0.4)
+    write(finished, "nnUNetTrainerBCP", 1, cases, "box_side=0.5,ema_decay=0.9", code=code)
+    write(finished, "nnUNetTrainerBCP", 2, cases, "box_side=0.5,ema_decay=0.9")
+    row = lines(finished)[4]
+    assert row.startswith("| `nnUNetTrainerBCP`, box_side=0.5, ema_decay=0.9 | 0.4000 | 0.4000 | -0.1000 (-0.1000 to -")
+    assert row.endswith("| ba9876543210 and changes, 0123456789ab |")
+
+
+def test_stale_results_are_named_and_shown(finished):
+    """Their digest of 64 zeros is not that of the file."""
+    assert "stale: mine/nnUNetTrainerBCP__default__seed2" in tables.remarks({"mine": TABLE}, finished)
+    assert any("nnUNetTrainerBCP" in line for line in lines(finished))
+
+
+# ---- what cannot be compared ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"setting": SETTING | {"steps": 40}}, "was trained in another setting than nnUNetTrainer"),
+        ({"split": {"labeled": 2, "digest": "other"}}, "was trained on another split than nnUNetTrainer"),
+        ({"dice": {"case0": {"1": 0.5}}}, "has other validation cases than nnUNetTrainer"),
+    ],
+)
+def test_what_differs_in_more_than_the_trainer_is_refused(finished, changes, problem):
+    write(finished, "nnUNetTrainerBCP", 2, **{"dice": {}} | changes)
+    with pytest.raises(ValueError, match=f"mine: nnUNetTrainerBCP, default, seed 2 {problem}"):
+        tables.rows_of(TABLE, finished)
+
+
+# ---- documents ----
+
+
+def test_tables_stand_between_their_markers(finished):
+    text = "a\n<!-- table: mine -->\nold\n<!-- end -->\nb\n<!-- section: mine -->\n<!-- end -->\nc\n"
+    new = tables.with_tables(text, {"mine": TABLE}, finished)
+    table = "\n".join(lines(finished))
+    setting = (
+        "Of two seeds. Dataset001_Mine, 2d: 2 labeled, 80 unlabeled and 6 validation cases (nnU-Net's fold 0). "
+        "20 steps, batches of 4 patches of 56 x 40, features 8 16. nnunet_ssl 0.1.0, python 3.11.7."
+    )
+    assert new == (
+        f"a\n<!-- table: mine -->\n\n{table}\n\n<!-- end -->\nb\n"
+        f"<!-- section: mine -->\n\n## Mine\n\n{setting}\n\n{table}\n\n<!-- end -->\nc\n"
+    )
+    assert tables.with_tables(new, {"mine": TABLE}, finished) == new
+
+
+def test_without_results_a_table_says_so_and_a_section_is_left_out(tmp_path):
+    text = "<!-- table: mine -->\n<!-- end -->\n<!-- section: mine -->\n\nold\n\n<!-- end -->\n"
+    new = "<!-- table: mine -->\n\nNo finished runs yet.\n\n<!-- end -->\n<!-- section: mine -->\n<!-- end -->\n"
+    assert tables.with_tables(text, {"mine": TABLE}, tmp_path) == new
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("<!-- table: mine -->\n", "has an <!-- end --> of its own"),
+        ("<!-- table: mine -->\n<!-- table: mine -->\n<!-- end -->\n", "has an <!-- end --> of its own"),
+        ("<!-- table: other -->\n<!-- end -->\n", "tables.toml has no table other"),
+    ],
+)
+def test_wrong_markers(tmp_path, text, problem):
+    with pytest.raises(ValueError, match=problem):
+        tables.with_tables(text, {"mine": TABLE}, tmp_path)
+
+
+def test_check_changes_nothing_and_fails_where_a_table_differs(finished, monkeypatch, capsys):
+    document = finished / "results.md"
+    document.write_text("<!-- table: mine -->\n<!-- end -->\n")
+    monkeypatch.setattr(tables, "documents", lambda: [document])
+    monkeypatch.setattr(tables, "read_tables", lambda: {"mine": TABLE})
+    monkeypatch.setattr("sys.argv", ["tables.py", "--check"])
+    assert tables.main() == 1
+    assert document.read_text() == "<!-- table: mine -->\n<!-- end -->\n"
+    assert "differ from their files: results.md" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["tables.py"])
+    assert tables.main() == 0
+    assert "written: results.md" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["tables.py", "--check"])
+    assert tables.main() == 0
