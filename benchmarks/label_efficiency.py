@@ -189,6 +189,7 @@ def without_finished(runs: list[Planned], options: argparse.Namespace) -> list[P
 def start(planned: Planned, options: argparse.Namespace) -> int:
     """Run one training in a process of its own; its output goes to a file."""
     run = planned.run
+    planned.facts["code"] = code_of(run.trainer)  # which may have changed while the runs before were trained
     place = prepare(planned, options)
     environment = os.environ | {
         "nnUNet_preprocessed": str(place / "preprocessed"),

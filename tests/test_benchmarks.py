@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -203,9 +204,33 @@ def test_an_interrupted_run_goes_on_and_begins_again_with_other_code(hippocampus
     assert "begins again" in capsys.readouterr().out
 
 
+def test_a_run_is_started_with_its_options_and_the_code_of_that_moment(hippocampus, options_of, monkeypatch, capsys):
+    started = []
+
+    def call(command, stdout, stderr, env):
+        started.append((command, env))
+        return len(started) - 1
+
+    options = options_of("--no-upper-bound --options ema_decay=0.9")
+    runs = label_efficiency.plan_runs(options)
+    monkeypatch.setattr("subprocess.call", call)
+    monkeypatch.setattr(label_efficiency, "code_of", lambda trainer: {"commit": "later"})
+    assert [label_efficiency.start(planned, options) for planned in runs] == [0, 1]
+    place = options.output / "hippocampus_2d_2labeled" / runs[1].run.name
+    command, environment = started[1]
+    assert command[2:] == [str(place), str(runs[1].run.file(options.results))]
+    length = "num_epochs=20 num_iterations_per_epoch=2 num_val_iterations_per_epoch=5 seed=1"
+    assert environment["nnUNet_ssl_options"] == f"{length} ema_decay=0.9"
+    assert environment["nnUNet_preprocessed"] == str(place / "preprocessed")
+    assert json.loads((place / "facts.json").read_text())["code"] == {"commit": "later"}
+    first, second = capsys.readouterr().out.splitlines()
+    assert (first, second[: second.index(", see")]) == (f"{runs[0].run.name}: done", f"{runs[1].run.name}: FAILED")
+
+
 # ---- what a result says of the code, and of the training ----
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
 def test_a_changed_tree_is_said(tmp_path, monkeypatch):
     def git(*words):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=b", *words], cwd=tmp_path, check=True)
