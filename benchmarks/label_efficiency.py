@@ -112,7 +112,7 @@ def refuse_other_checkout() -> None:
     """Stop if the code that runs is not that whose commit the results would name."""
     import nnunet_ssl
 
-    if Path(nnunet_ssl.__file__).parent.parent != ROOT:
+    if Path(nnunet_ssl.__file__).resolve().parent.parent != ROOT:
         sys.exit(f"results name the commit of {ROOT}, but another nnunet_ssl is installed: pip install -e {ROOT}")
 
 

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results")
 TRAINERS = ROOT / "trainers"
 STEP = ROOT / "nnunet_ssl" / "training" / "step.py"

@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 EPOCHS = 20  # into which the steps are divided: nnU-Net validates and lowers its learning rate once in each
+VALIDATION_STEPS = 5  # of an epoch; its scores stand in the curves only
+SAVE_EVERY = 2  # epochs, so that little is lost in an interruption
 
 
 def length(steps: int) -> dict[str, int]:
     """Return nnU-Net's settings for a training of so many steps."""
-    return {"num_epochs": EPOCHS, "num_iterations_per_epoch": steps // EPOCHS, "num_val_iterations_per_epoch": 5}
+    return {
+        "num_epochs": EPOCHS,
+        "num_iterations_per_epoch": steps // EPOCHS,
+        "num_val_iterations_per_epoch": VALIDATION_STEPS,
+        "save_every": SAVE_EVERY,
+    }
 
 
 def main() -> None:

@@ -219,7 +219,7 @@ def test_a_run_is_started_with_its_options_and_the_code_of_that_moment(hippocamp
     place = options.output / "hippocampus_2d_2labeled" / runs[1].run.name
     command, environment = started[1]
     assert command[2:] == [str(place), str(runs[1].run.file(options.results))]
-    length = "num_epochs=20 num_iterations_per_epoch=2 num_val_iterations_per_epoch=5 seed=1"
+    length = "num_epochs=20 num_iterations_per_epoch=2 num_val_iterations_per_epoch=5 save_every=2 seed=1"
     assert environment["nnUNet_ssl_options"] == f"{length} ema_decay=0.9"
     assert environment["nnUNet_preprocessed"] == str(place / "preprocessed")
     assert json.loads((place / "facts.json").read_text())["code"] == {"commit": "later"}
