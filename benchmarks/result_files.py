@@ -82,7 +82,7 @@ def read_results(experiment: str, results: Path = RESULTS) -> dict[Run, Result]:
 
 
 def is_stale(result: Result) -> bool:
-    """Return whether the trainer's file or the training step has changed since."""
+    """Return whether the file of the trainer or of the training step has changed since, or is found no more."""
     return any(result["code"][name] != digest for name, digest in digests(result["trainer"]).items())
 
 
