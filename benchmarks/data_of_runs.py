@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_ssl.data.raw_files import unlabeled_images
-from nnunet_ssl.data.split_file import split_digest
+from nnunet_ssl.data.split_file import read_splits, split_digest
 
 REPORT_FOLD, TUNE_FOLD = 0, 1  # of nnU-Net's own 5-fold split
 
@@ -39,7 +39,7 @@ def draw_split(source: Path, labeled: int | None, seed: int, fold: int) -> Split
 
 def own_split(source: Path, with_all_labels: bool) -> Split:
     """Return the data set's own split, or with all of its labels: those of its unlabeled cases too."""
-    own = json.loads((source / "splits_final.json").read_text())[REPORT_FOLD]
+    own = read_splits(source / "splits_final.json")[REPORT_FOLD]
     if not with_all_labels:
         return own
     there = set(labeled_cases(source))

@@ -111,6 +111,21 @@ def test_runs_of_an_experiment(hippocampus, options_of):
     assert runs[0].split["train"][0].startswith("case.")
 
 
+def test_the_data_sets_own_split(hippocampus, options_of):
+    """The upper bound learns the labels of the unlabeled cases too, where they have one."""
+    split = {"train": ["case.1"], "val": ["case.0"], "unlabeled": ["case.2", "un0"]}
+    (hippocampus / "splits_final.json").write_text(json.dumps([split]))
+    options = options_of()
+    options.own_split, options.labeled = True, None
+    baseline, ours, everything = label_efficiency.plan_runs(options)
+    assert baseline.split == ours.split == split
+    assert everything.split == {"train": ["case.1", "case.2"], "val": ["case.0"]}
+    assert ours.run.experiment == everything.run.experiment == "hippocampus_2d_1labeled"
+    assert ours.facts["setting"]["fold"] == "own split"
+    unlabeled = [planned.facts["split"]["unlabeled"] for planned in (ours, everything)]
+    assert unlabeled == [2, 0]
+
+
 def test_a_variant_is_named_by_its_options_and_the_baseline_has_none(hippocampus, options_of):
     options = options_of('--no-upper-bound --tune-fold --options "ema_decay=0.9 box_side=0.5"')
     baseline, variant = label_efficiency.plan_runs(options)
