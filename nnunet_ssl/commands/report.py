@@ -14,24 +14,16 @@ With --predictions NAME=FOLDER ... -gt FOLDER predictions of a test set are comp
 
 import argparse
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
 from nnunet_ssl.commands.outputs import output_folder
+from nnunet_ssl.commands.report_sections import Collected, Section, joined, section_of, titled
 
 if TYPE_CHECKING:
-    from nnunet_ssl.evaluation.comparison import Comparison, Prediction
-    from nnunet_ssl.evaluation.folders import Row
-    from nnunet_ssl.evaluation.report import Picture
-    from nnunet_ssl.evaluation.report_tables import Table
     from nnunet_ssl.evaluation.runs import Run
     from nnunet_ssl.evaluation.structures import Structures
-
-
-MOST_WARNINGS = 3  # in an error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,16 +92,6 @@ def check(options: argparse.Namespace, names: list[str]) -> None:
             raise ValueError(f"{option} names one twice: {' '.join(given)}")
     if not options.predictions and not options.results and not os.environ.get("nnUNet_results"):
         raise ValueError("nnUNet_results not set: export nnUNet_results=/path/to/folder")
-
-
-@dataclass(frozen=True)
-class Section:
-    """What the page has of one data set."""
-
-    comparison: "Comparison"
-    tables: "list[Table]"
-    pictures: "list[Picture]"
-    warnings: list[str]
 
 
 def compare_trainings(name: str, options: argparse.Namespace) -> Section:
@@ -191,12 +173,6 @@ def all_runs(name: str, preprocessed: Path, options: argparse.Namespace) -> "tup
     return sorted(runs, key=baseline_first), warnings
 
 
-def joined(warnings: list[str]) -> str:
-    """Return the first warnings as one sentence, and how many more there are."""
-    more = f" and {len(warnings) - MOST_WARNINGS} more" if len(warnings) > MOST_WARNINGS else ""
-    return "; ".join(warnings[:MOST_WARNINGS]) + more
-
-
 def series_of(folders: list[str]) -> dict[Path, str]:
     """Return the results folders with the names that tell them apart: none for a single one."""
     paths = [Path(folder) for folder in folders]
@@ -224,75 +200,6 @@ def compare_predictions(name: str, options: argparse.Namespace) -> Section:
         for case, of_case in rows.items():
             collected.add(trainer, Prediction("", case), of_case, folder / f"{case}{structures.ending}")
     return section_of(name, collected, references, structures, warnings)
-
-
-@dataclass(frozen=True)
-class Collected:
-    """The rows of each prediction, and its file, by trainer."""
-
-    rows: "dict[str, dict[Prediction, list[Row]]]"
-    files: "dict[str, dict[Prediction, Path]]"
-
-    def folders(self) -> list[Path]:
-        """Return where the files lie."""
-        return list(dict.fromkeys(file.parent for of_trainer in self.files.values() for file in of_trainer.values()))
-
-    def add(self, trainer: str, prediction: "Prediction", rows: "list[Row]", file: Path) -> None:
-        """Enter a prediction."""
-        self.rows.setdefault(trainer, {})[prediction] = rows
-        self.files.setdefault(trainer, {})[prediction] = file
-
-
-def section_of(
-    name: str,
-    collected: Collected,
-    references: Path,
-    structures: "Structures",
-    warnings: list[str],
-    runs: "Sequence[Run]" = (),
-) -> Section:
-    """Return tables, pictures and warnings of what was collected on a data set, and of the trainings it is from.
-
-    Raises:
-        ValueError: nothing was.
-    """
-    from nnunet_ssl.evaluation.case_pictures import previews
-    from nnunet_ssl.evaluation.comparison import Comparison, patient_pattern, patients_of
-    from nnunet_ssl.evaluation.data_notes import notes_about
-    from nnunet_ssl.evaluation.leaving_out import drawn
-    from nnunet_ssl.evaluation.report import box_plots, curves
-    from nnunet_ssl.evaluation.report_tables import differences_table, metrics_tables, runs_table
-    from nnunet_ssl.evaluation.runs import warnings_about
-
-    if not collected.rows:
-        raise ValueError(f"no prediction of {name} can be compared with its reference: {joined(warnings)}")
-    raw, preprocessed = (Path(os.environ[f"nnUNet_{place}"], name) for place in ("raw", "preprocessed"))
-    cases = sorted({prediction.case for predictions in collected.rows.values() for prediction in predictions})
-    patients, unknown = patients_of(cases, patient_pattern(raw / "dataset.json", preprocessed / "dataset.json"))
-    comparison = Comparison(name, collected.rows, patients)
-    figures = {"box plots": lambda: box_plots(comparison)} | ({"curves": lambda: curves(runs)} if runs else {})
-    pictures, failed = drawn(figures | previews(comparison, collected.files, references, raw, structures))
-    return Section(
-        comparison,
-        [*metrics_tables(comparison), differences_table(comparison), *([runs_table(runs)] if runs else [])],
-        pictures,
-        [
-            *warnings,
-            *unknown,
-            *notes_about(raw, preprocessed, [references, *collected.folders()], structures, [run.fold for run in runs]),
-            *comparison.warnings(),
-            *(warnings_about(runs) if runs else []),
-            *failed,
-        ],
-    )
-
-
-def titled(section: Section) -> Section:
-    """Return a section whose tables, pictures and warnings name the data set."""
-    name = section.comparison.dataset
-    tables = [replace(table, name=f"{table.name}-{name}", title=f"{name}: {table.title}") for table in section.tables]
-    pictures = [replace(picture, title=f"{name}: {picture.title}") for picture in section.pictures]
-    return Section(section.comparison, tables, pictures, [f"{name}: {warning}" for warning in section.warnings])
 
 
 def named_folders(texts: list[str]) -> dict[str, Path]:
