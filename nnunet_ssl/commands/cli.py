@@ -14,13 +14,13 @@ VERBS = {
     "convert": "convert a public benchmark to nnU-Net's format",
     "split": "divide cases into labeled, unlabeled and validation: published splits, or by patient",
     "preprocess": "preprocess the unlabeled images of a data set (a training does it on first use)",
-    "preview": "show what a trained network is taught on unlabeled patches",
+    "preview": "show what a trained network learns from on unlabeled patches",
     "pseudolabel": "predict the unlabeled scans, and rank them by how uncertain the model is",
     "report": "compare all trainings of a data set on one page",
     "export": "write a trained model for a nnU-Net without this package",
     "evaluate": "measure predictions against references: overlap, surface distances in mm, volumes",
     "hc": "measure head circumferences in predicted masks of fetal ultrasound",
-    "doctor": "check whether a training can start, and say how to mend what is wrong",
+    "doctor": "check whether a training can start, and say how to fix what is wrong",
 }
 
 

@@ -1,4 +1,4 @@
-"""What the doctor looks at in one data set: whether it can be trained, and what mends it."""
+"""What the doctor looks at in one data set: whether it can be trained, and what fixes it."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Check whether a training can start here, and with -d of this data set. Problems come with the words that mend them.
+"""Check whether a training can start here, and with -d of this data set. Problems come with the words that fix them.
 
 Of a data set the names and headers of files are looked at, no voxel: nnUNetv2_plan_and_preprocess
 --verify_dataset_integrity reads the labels.

@@ -135,4 +135,4 @@ def check_unlabeled(planned: Planned, cases: Cases, images: Path) -> Iterator[Fi
             yield Finding(f"{name}, unlabeled cases", f"{len(stamps) - len(problems)} preprocessed")
         if problems:
             state = f"{len(problems)} could not be preprocessed, trainings leave them out: {some(problems, most=2)}"
-            yield Finding(f"{name}, unlabeled images", state, f"{job.command}   # after mending them")
+            yield Finding(f"{name}, unlabeled images", state, f"{job.command}   # after fixing them")

@@ -1,4 +1,4 @@
-"""Show what a trained network is taught: views, pseudo-labels and accepted voxels of some unlabeled patches.
+"""Show what a trained network learns from: views, pseudo-labels and accepted voxels of some unlabeled patches.
 
 The picture is made with the settings, augmentation and weights of a checkpoint. In a training the option previews=true
 makes one every 50 epochs and in the last, in the folder `previews` beside the checkpoints.
@@ -48,13 +48,13 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 
     if "nnunet_ssl" not in load_model(checkpoint):
-        raise ValueError(f"{checkpoint} is of no semi-supervised training: nothing teaches it on unlabeled scans")
+        raise ValueError(f"{checkpoint} is of no semi-supervised training: it learned nothing from unlabeled scans")
     device = torch.device(device_of(options))
     fold = options.f if options.f == "all" else int(options.f)
     with away_from_results():
         trainer = get_trainer_from_args(name, options.c, fold, options.tr, options.p, device=device)
         if not isinstance(trainer, SemiSupervisedTrainer):
-            raise ValueError(f"{options.tr} is not semi-supervised: nothing teaches it on unlabeled scans")
+            raise ValueError(f"{options.tr} is not semi-supervised: it learns nothing from unlabeled scans")
         trainer.load_checkpoint(str(checkpoint))
         loaders = trainer.get_dataloaders()
         try:
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
             for loader in loaders:
                 close_loader(loader)
     if not unlabeled.keys:
-        raise ValueError(f"{checkpoint} is from the labeled-only warm-up, in which unlabeled images teach nothing yet")
+        raise ValueError(f"{checkpoint} is from the labeled-only warm-up, which learns nothing from unlabeled images")
     trainer.draw_preview(unlabeled, target)
     print(f"{target}: {', '.join(unlabeled.keys)}")
     return 0

@@ -25,7 +25,7 @@ def check_dataset_json(raw: RawDataset) -> Iterator[Finding]:
     if problem := label_problem(content):
         yield Finding("dataset.json", f"{file}: {problem}", f"write it as {FORMAT} says", is_problem=True)
     if sentence := older_conversion(content):
-        state, _, remedy = sentence.partition("; mend it with ")
+        state, _, remedy = sentence.partition("; fix it with ")
         yield Finding("conversion", state, remedy)
 
 
@@ -70,7 +70,7 @@ def check_raw_files(raw: RawDataset, is_planned: bool) -> Iterator[Finding]:
 def _check_elsewhere(raw: RawDataset) -> Iterator[Finding]:
     files = [*raw.labels().values(), *(file for files in raw.images().values() for file in files)]
     if missing := [str(file) for file in files if not file.is_file()]:
-        remedy = f"mend the key 'dataset' of {raw.folder / 'dataset.json'}"
+        remedy = f"fix the key 'dataset' of {raw.folder / 'dataset.json'}"
         yield Finding("files that dataset.json names", f"missing: {some(missing)}", remedy, is_problem=True)
 
 
@@ -93,7 +93,7 @@ def _check_labels(raw: RawDataset, is_planned: bool) -> Iterator[Finding]:
         state = f"there is no {'CASE_0000' if labels else 'CASE'}{raw.ending} in {raw.folder / lacking}"
         if unused := unused_files(raw.folder / lacking, raw.ending):
             state += f" ({unused})"
-        yield Finding("labeled cases", state, "put some there, or mend file_ending in dataset.json", is_problem=True)
+        yield Finding("labeled cases", state, "put some there, or fix file_ending in dataset.json", is_problem=True)
         return
     if on_the_way := sorted((images.keys() & hidden.keys()) - labels.keys()):
         state = f"--hide was interrupted: hidden labels of cases in imagesTr: {some(on_the_way)}"

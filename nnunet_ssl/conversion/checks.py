@@ -66,7 +66,7 @@ def check_header(image: SimpleITK.Image, source: Path) -> None:
 
 
 def check_nifti_header(header: Nifti1Header, file: Path) -> None:
-    """Raise a ValueError for a header that ITK mends without a word: a size of 0 or NaN would become 1 mm.
+    """Raise a ValueError for a header that ITK corrects without a word: a size of 0 or NaN would become 1 mm.
 
     The scales of the sform may differ from the voxel size, as they do in ACDC: the qform holds then.
     """

@@ -42,7 +42,7 @@ def read_series(folder: Path) -> SimpleITK.Image:
 
 
 def check_slices(reader: SimpleITK.ImageSeriesReader, slices: list[Path]) -> None:
-    """Raise a ValueError for headers that ITK mends without a word: a pixel of 0 mm would become 1 mm."""
+    """Raise a ValueError for headers that ITK corrects without a word: a pixel of 0 mm would become 1 mm."""
     heights = []
     for number, file in enumerate(slices):
         pixel = numbers_of(reader, number, PIXEL_SPACING, file, 2)

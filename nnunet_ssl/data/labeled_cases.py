@@ -33,7 +33,7 @@ def refuse_unfinished(folder: Path, cases: Iterable[str], dataset: str, plans: s
     Args:
         folder: nnU-Net's preprocessed folder of the configuration.
         cases: that are needed.
-        dataset: name of the data set, for the command that mends it.
+        dataset: name of the data set, for the command that fixes it.
         plans: identifier of the plans, for the same.
         configuration: its name, for the same.
 

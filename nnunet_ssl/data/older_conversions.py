@@ -1,4 +1,4 @@
-"""Data sets that an older version of a converter made: what is wrong with them, and how it is mended."""
+"""Data sets that an older version of a converter made: what is wrong with them, and how to fix it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,5 +30,5 @@ def older_conversion(dataset_json: Mapping[str, Any]) -> str | None:
     faults, now = "; ".join(FAULTS[name][version - 1 :]), current_version(name)
     return (
         f"{name} was converted by an older version of the converter ({version}, now {now}): {faults}; "
-        f"mend it with nnunet_ssl convert {name} -i FOLDER --overwrite, then preprocess and train again"
+        f"fix it with nnunet_ssl convert {name} -i FOLDER --overwrite, then preprocess and train again"
     )

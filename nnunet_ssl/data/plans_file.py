@@ -33,7 +33,7 @@ def read_plans(file: Path) -> PlansManager:
     """Return the plans of a data set, from its folder in nnUNet_preprocessed.
 
     Raises:
-        ValueError: as `plans_problem` says, with the command that mends it.
+        ValueError: as `plans_problem` says, with the command that fixes it.
     """
     if problem := plans_problem(file):
         others = [] if file.exists() else other_plans(file)

@@ -183,7 +183,7 @@ def _empty_pool_message(
 ) -> str:
     if left_out:
         case, problem = next(iter(left_out.items()))
-        retry = f"After mending them: {preprocessing.command}"
+        retry = f"After fixing them: {preprocessing.command}"
         return f"none of the {len(left_out)} unlabeled images can be used; {case}: {problem}. {retry}"
     if named is not None:
         return "splits_final.json lists no case under `unlabeled` for this fold: name some, or drop the key"

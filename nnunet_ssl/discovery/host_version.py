@@ -13,7 +13,7 @@ def check_nnunetv2_version() -> None:
 
 
 def nnunetv2_version_problem() -> str | None:
-    """Return what is wrong with the installed nnunetv2 and how to mend it, or None."""
+    """Return what is wrong with the installed nnunetv2 and how to fix it, or None."""
     required = supported_nnunetv2()
     try:
         installed = metadata.version("nnunetv2")

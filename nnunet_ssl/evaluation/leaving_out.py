@@ -21,7 +21,7 @@ def reason_of(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """What keeps cases from being compared; if it is of references, other predictions do not mend it."""
+    """What keeps cases from being compared; if it is of references, other predictions do not fix it."""
 
     text: str
     is_of_references: bool = False

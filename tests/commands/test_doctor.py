@@ -38,7 +38,7 @@ def test_a_problem_is_printed_with_its_remedy_and_counts(capsys, monkeypatch):
     monkeypatch.delenv("nnUNet_raw")
     assert main(["doctor"]) == 1
     output = capsys.readouterr().out
-    assert "[PROBLEM] nnUNet_raw: not set\n          mend it: export nnUNet_raw=/path/to/folder\n" in output
+    assert "[PROBLEM] nnUNet_raw: not set\n          fix it: export nnUNet_raw=/path/to/folder\n" in output
     assert output.strip().endswith("A training cannot start: 1 problem(s).")
 
 

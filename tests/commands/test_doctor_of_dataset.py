@@ -80,7 +80,7 @@ def test_a_data_set_that_cannot_be_trained_is_exit_code_1(dataset, capsys):
     assert main(["doctor", "-d", "999"]) == 1
     output = capsys.readouterr().out
     assert "\n[PROBLEM] images in imagesTr: 1 without a label: labeled0\n" in f"\n{output}"
-    assert f"\n          mend it: nnunet_ssl split {NAME} --move-unlabeled\n" in output
+    assert f"\n          fix it: nnunet_ssl split {NAME} --move-unlabeled\n" in output
     assert "\nA training on data set 999 cannot start: " in output
 
 
@@ -248,7 +248,7 @@ def test_no_labeled_case_at_all(dataset):
     state, remedy = problem()
     assert "there is no CASE.nii.gz in" in state
     assert "4 file(s) with the ending .nrrd" in state
-    assert "mend file_ending in dataset.json" in remedy
+    assert "fix file_ending in dataset.json" in remedy
 
 
 @pytest.mark.parametrize("folder", ["imagesTr", "imagesUn"])
@@ -296,7 +296,7 @@ def test_files_that_dataset_json_names_elsewhere(dataset):
     change_json(raw_of(dataset) / "dataset.json", dataset=elsewhere)
     state, remedy = problem()
     assert state.startswith("files that dataset.json names: missing: /far/labeled0.nii.gz")
-    assert remedy == f"mend the key 'dataset' of {raw_of(dataset) / 'dataset.json'}"
+    assert remedy == f"fix the key 'dataset' of {raw_of(dataset) / 'dataset.json'}"
 
 
 # ---- plans and preprocessed cases ----
@@ -400,7 +400,7 @@ def test_unlabeled_images_that_could_not_be_preprocessed_are_a_note(dataset, dam
     found = notes()
     (state,) = [state for state in found if state.startswith("3d_fullres, unlabeled images")]
     assert f"{damaged} could not be preprocessed, trainings leave them out: unlabeled0 (" in state
-    assert found[state] == f"nnunet_ssl preprocess -d {NAME} -c 3d_fullres -p nnUNetPlans   # after mending them"
+    assert found[state] == f"nnunet_ssl preprocess -d {NAME} -c 3d_fullres -p nnUNetPlans   # after fixing them"
 
 
 def test_unlabeled_images_that_are_not_preprocessed_yet_are_a_note(dataset):

@@ -96,7 +96,7 @@ def test_scan_that_training_leaves_out_is_left_out_and_named(dataset, tmp_path, 
     for file in dataset.images_un.glob("scan1_*"):
         file.unlink()
     write_image(image, seed=1, shape=(18, 20, 22))
-    assert pseudolabel(tmp_path / "pseudo") == 0  # the same command: what is mended is added
+    assert pseudolabel(tmp_path / "pseudo") == 0  # the same command: what is fixed is added
     assert "2 of 3 scans are done already" in capsys.readouterr().out
     assert ranked(tmp_path / "pseudo") == {"scan0", "scan1", "scan2"}
 

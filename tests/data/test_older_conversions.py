@@ -1,4 +1,4 @@
-"""A data set converted before its converter was mended is named; any other is not."""
+"""A data set converted before its converter was fixed is named; any other is not."""
 
 from importlib import import_module
 
@@ -12,7 +12,7 @@ OLD = {"name": "HC18", "converted_by": "nnunet_ssl", "converter_version": 1}
 
 
 @pytest.mark.parametrize("content", [OLD, {key: OLD[key] for key in ("name", "converted_by")}])
-def test_sentence_says_what_is_wrong_and_how_it_is_mended(content):
+def test_sentence_says_what_is_wrong_and_how_to_fix_it(content):
     sentence = older_conversion(content)
     assert sentence.startswith("HC18 was converted by an older version of the converter (1, now 2): ")
     assert "1.1 mm too long" in sentence

@@ -1,4 +1,4 @@
-"""A header that does not say where the voxels lie is refused with the file's name: ITK mends it without a word."""
+"""A header that does not say where the voxels lie is refused with the file's name: ITK corrects it without a word."""
 
 import nibabel
 import numpy as np
