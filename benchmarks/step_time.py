@@ -3,7 +3,7 @@
     python benchmarks/step_time.py --trainer nnUNetTrainerMeanTeacher --features 16 32 64 128 --batch-size 2
 
 The steps of all trainers alternate, on one batch of random numbers in memory, at the middle of the run. The cost
-model is the ratio that a trainer states (`step_cost`). Peak memory is measured with each trainer in a process of its
+model is the ratio that a trainer states (`STEP_COST`). Peak memory is measured with each trainer in a process of its
 own: what CUDA allocated, or on the CPU how far the high-water mark of the process rose above what it held before the
 trainer was made; nan where the system is not Linux.
 """
@@ -179,8 +179,7 @@ def row_of(name: str, seconds: dict[str, float], peaks: dict[str, float]) -> dic
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     ratio = seconds[name] / seconds[BASELINE]
-    trainer = recursive_find_trainer_class_by_name(name)
-    cost = getattr(trainer, "STEP_COST", getattr(trainer, "step_cost", 1.0))
+    cost = getattr(recursive_find_trainer_class_by_name(name), "STEP_COST", 1.0)
     values = (name, seconds[name], ratio, cost, ratio / cost, peaks[name], peaks[name] / peaks[BASELINE])
     return dict(zip(COLUMNS, values, strict=True))
 

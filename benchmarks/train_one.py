@@ -70,7 +70,7 @@ def is_ours(trainer: type) -> bool:
 
 def cost_of(trainer: type) -> float | None:
     """Return the cost of a step that our trainers state; None of others."""
-    cost = getattr(trainer, "STEP_COST", getattr(trainer, "step_cost", 1.0))
+    cost = getattr(trainer, "STEP_COST", 1.0)
     return round(cost, 4) if is_ours(trainer) else None
 
 

@@ -302,6 +302,13 @@ def tensors_of(state: dict, prefix: str = "") -> dict[str, torch.Tensor]:
     return found
 
 
+def state_of(trainer) -> dict[str, torch.Tensor]:
+    """Return all tensors of a run: networks, teachers, parts, optimisers and what the method keeps, by their path."""
+    kept = {name: one.state_dict() for name, one in trainer.state.items()}
+    state = trainer.networks.state_dict() | {"optimizer": trainer.optimizer.state_dict(), "state": kept}
+    return tensors_of(copy.deepcopy(state))
+
+
 def assert_equal_weights(first: dict, second: dict) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext
 from multiprocessing.pool import ThreadPool
@@ -16,14 +18,28 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
+from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.discovery.variants import find_trainer
-from nnunet_ssl.training.distributed import sum_over_processes, unwrap
-from tests.conftest import Case, TinyDataset, draw_no_progress, make_trainer, tensors_of
+from nnunet_ssl.training.distributed import sum_array
+from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
+from tests.conftest import Case, TinyDataset, draw_no_progress, make_trainer, state_of, tensors_of
+from tests.outside_trainer import nnUNetTrainerOutside
 from tests.warm_processes import WARM
 
-CASE = Case(num_classes=4, stages=6)  # more heads than any method takes; in 2d the Dice is over all processes
-# Their unsupervised losses are means over all voxels.
-WHOLE_STEP = ("nnUNetTrainerMeanTeacher", "nnUNetTrainerCPS", "nnUNetTrainerEntropyMinimization")
+OUTSIDE = "nnUNetTrainerOutside"
+
+CASE = Case(num_classes=4, stages=6)  # more heads than any method takes
+CASE_OF_2D = Case(dim=2)  # whose plans ask for a Dice over all processes
+# Methods whose losses are means over samples, with the options that leave nothing to chance in them.
+WHOLE_STEP = {
+    "nnUNetTrainerMeanTeacher": {},
+    "nnUNetTrainerCPS": {"mixing_probability": 0.0},
+    "nnUNetTrainerEntropyMinimization": {},
+    "nnUNetTrainerMCNet": {},
+    "nnUNetTrainerOutside": {"pretrain_fraction": 0.0, "warmup_fraction": 0.0},
+}
+# How many of nnU-Net's losses a step of a method has.
+SUPERVISED_LOSSES = {"nnUNetTrainerMeanTeacher": 1, "nnUNetTrainerCPS": 2, "nnUNetTrainerMCNet": 3}
 
 
 class Threads(SpawnContext):
@@ -35,17 +51,24 @@ class Threads(SpawnContext):
 def settings_of_one_step(name: str) -> dict[str, float]:
     """Return options under which a step has nothing that each process draws, masks or normalises for itself."""
     if name in WHOLE_STEP:
-        return {"rampup_duration": 0.0}
-    return {option: 0.0 for option in vars(find_trainer(name)) if option.endswith("_weight")}
+        return {"rampup_duration": 0.0} | WHOLE_STEP[name]
+    return {option: 0.0 for option in vars(trainer_called(name)) if option.endswith("_weight")}
 
 
-def run(root: Path, report: Path, names: list[str], seconds: float = 600.0) -> None:
+def trainer_called(name: str) -> type:
+    """Return a trainer of the package, or the one that is written outside of it."""
+    return nnUNetTrainerOutside if name == OUTSIDE else find_trainer(name)
+
+
+def run(root: Path, root_of_2d: Path, report: Path, names: list[str], seconds: float = 600.0) -> None:
     """Train in two processes; an error in one, or too long a time, ends both and is raised here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     contexts = WARM, SpawnContext()  # one from nothing: forked ones would agree in the order of their sets by chance
-    processes = [c.Process(target=train, args=(i, root, report, port, names)) for i, c in enumerate(contexts)]
+    processes = [
+        c.Process(target=train, args=(i, root, root_of_2d, report, port, names)) for i, c in enumerate(contexts)
+    ]
     for process in processes:
         process.start()
     deadline = time.monotonic() + seconds
@@ -62,7 +85,7 @@ def run(root: Path, report: Path, names: list[str], seconds: float = 600.0) -> N
     assert codes == [0, 0], "one of the two processes failed, or did not end in time (None)"
 
 
-def train(rank: int, root: Path, report: Path, port: int, names: list[str]) -> None:
+def train(rank: int, root: Path, root_of_2d: Path, report: Path, port: int, names: list[str]) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
     multiprocessing.context._concrete_contexts["spawn"] = Threads()
     torch.set_num_threads(1)
@@ -71,27 +94,30 @@ def train(rank: int, root: Path, report: Path, port: int, names: list[str]) -> N
     results, validated = {}, set()
     for name in names:
         dataset = TinyDataset(CASE, root)
-        trainer = make_trainer(dataset, find_trainer(name), seed=1)
+        trainer = make_trainer(dataset, trainer_called(name), seed=1)
         trainer.run_training()
         if not validated & set(type(trainer).__bases__):  # it is the bases' and slow: once for each of them
             trainer.perform_actual_validation()
             validated |= set(type(trainer).__bases__)
-        digests = {key: digest(part) for key, part in trainer.stateful_parts().items()}
-        results[name] = {"parts": digests, "steps": trainer.optimizer_steps}
+        results[name] = {"state": digest(trainer), "steps": trainer.optimizer_steps}
         keep_one_step(rank, dataset, name, report.parent)
         results[name]["stopped_with"] = stop_by_one_rank(rank, dataset, name)
-        results[name]["summed"] = sum_over_processes(np.array([rank, 1])).tolist()
+        results[name]["summed"] = sum_array(np.array([rank, 1])).tolist()
+    results["uneven"] = uneven_gradients(dataset)
+    os.environ |= {f"nnUNet_{place}": str(root_of_2d / place) for place in ("raw", "preprocessed", "results")}
+    dataset = TinyDataset(CASE_OF_2D, root_of_2d)
+    results["collectives"] = {name: collectives_of_a_step(dataset, name) for name in SUPERVISED_LOSSES}
     gathered: list = [None, None]
     dist.all_gather_object(gathered, results)
     if rank == 0:
-        report.write_text(json.dumps({name: [gathered[0][name], gathered[1][name]] for name in names}))
+        report.write_text(json.dumps({name: [gathered[0][name], gathered[1][name]] for name in results}))
     gc.collect()  # wrapped networks hold on to the group, which aborts the process when it goes before them
     dist.barrier()  # nor may one process leave while the other still talks to it
     dist.destroy_process_group()
 
 
 def started(dataset: TinyDataset, name: str, **settings):
-    trainer = make_trainer(dataset, find_trainer(name), seed=1, **settings)
+    trainer = make_trainer(dataset, trainer_called(name), seed=1, **settings)
     trainer.on_train_start()
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
@@ -103,8 +129,83 @@ def keep_one_step(rank: int, dataset: TinyDataset, name: str, folder: Path) -> N
     trainer = started(dataset, name, **settings_of_one_step(name))
     batch = next(trainer.dataloader_train)
     trainer.train_step(batch)
-    weights = [unwrap(network).state_dict() for network, _ in trainer.trained_networks()]
-    torch.save({"batch": batch, "weights": weights}, folder / f"{name}{rank}.pth")
+    torch.save({"batch": batch, "weights": trained_weights(trainer)}, folder / f"{name}{rank}.pth")
+
+
+class Uneven(SemiSupervisedTrainer):
+    """Has a term that only the second process has, and a part that no process uses."""
+
+    def build_parts(self):
+        return {name: torch.nn.Conv3d(4, 1, 1) for name in ("everywhere", "somewhere", "nowhere")}
+
+    def build_state(self):
+        memory = torch.nn.Module()
+        memory.register_buffer("prototypes", torch.randn(4))
+        return {"memory": memory}
+
+    def training_losses(self, labeled, unlabeled):
+        found = self.forward_pass(labeled.image)
+        used = self.parts["everywhere"](found.features).mean()
+        yield {"supervised": self.supervised_loss(labeled, outputs=found.outputs), "everywhere": used}
+        if self.local_rank == 1:
+            yield {"somewhere": self.parts["somewhere"](self.forward_pass(unlabeled.weak).features).mean()}
+            self.gradient_here = self.parts["somewhere"].bias.grad.clone()
+
+
+def uneven_gradients(dataset: TinyDataset) -> dict[str, object]:
+    """Return what comes of gradients that only one process has, or none."""
+    torch.manual_seed(dist.get_rank())  # and no seed: what starts alike has been sent
+    trainer = make_trainer(dataset, Uneven, weight_decay=0.5)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    before = trainer.parts["nowhere"].weight.detach().clone()
+    trainer.train_step(next(trainer.dataloader_train))
+    here = getattr(trainer, "gradient_here", None)
+    return {
+        "state": digest(trainer),
+        "share": None if here is None else (trainer.parts["somewhere"].bias.grad / here).item(),
+        "nowhere": {
+            "has_gradient": trainer.parts["nowhere"].weight.grad is not None,
+            "moved": not torch.equal(trainer.parts["nowhere"].weight, before),
+        },
+    }
+
+
+def collectives_of_a_step(dataset: TinyDataset, name: str) -> dict[str, int]:
+    """Return how often processes wait for each other in a step, and in one of nnU-Net's losses with its gradient."""
+    trainer = started(dataset, name, warmup_fraction=0.0)
+    batch = next(trainer.dataloader_train)
+    labeled, _ = batches_on_device(batch, trainer.device)
+    with counted_collectives() as of_step:
+        trainer.train_step(batch)
+    with counted_collectives() as of_loss:
+        trainer.supervised_loss(labeled).backward()
+    return {"step": len(of_step), "loss": len(of_loss)}
+
+
+@contextmanager
+def counted_collectives() -> Iterator[list[str]]:
+    """Note each collective that is called inside."""
+    called, kinds = [], ("all_reduce", "all_gather", "broadcast", "all_gather_object", "reduce", "barrier")
+    originals = {kind: getattr(dist, kind) for kind in kinds}
+
+    def noting(kind: str):
+        return lambda *given, **more: called.append(kind) or originals[kind](*given, **more)
+
+    for kind in kinds:
+        setattr(dist, kind, noting(kind))
+    try:
+        yield called
+    finally:
+        for kind, original in originals.items():
+            setattr(dist, kind, original)
+
+
+def trained_weights(trainer) -> dict[str, torch.Tensor]:
+    """Return the weights of all trained networks and parts."""
+    state = trainer.networks.state_dict()
+    return tensors_of({kind: state[kind] for kind in ("networks", "parts")})
 
 
 def stop_by_one_rank(rank: int, dataset: TinyDataset, name: str) -> str:
@@ -121,6 +222,7 @@ def stop_by_one_rank(rank: int, dataset: TinyDataset, name: str) -> str:
     return "not stopped"
 
 
-def digest(part) -> str:
-    tensors = (value.detach().cpu().numpy().tobytes() for value in tensors_of(part.state_dict()).values())
-    return hashlib.sha256(b"".join(tensors)).hexdigest()
+def digest(trainer) -> dict[str, str]:
+    """Return digests of all that has to be equal in all processes, by its path."""
+    state = state_of(trainer).items()
+    return {name: hashlib.sha256(value.detach().cpu().numpy().tobytes()).hexdigest() for name, value in state}

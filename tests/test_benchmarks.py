@@ -297,6 +297,6 @@ def test_outcome_of_a_training():
 
 
 def test_cost_is_that_of_our_trainers_and_of_those_built_on_them():
-    ours = type("Base", (), {"__module__": "nnunet_ssl.training.base", "step_cost": 7 / 3})
+    ours = type("Base", (), {"__module__": "nnunet_ssl.training.base", "STEP_COST": 7 / 3})
     renamed = type("nnUNetTrainerMine", (ours,), {"__module__": "mine", "STEP_COST": 2.0})
     assert (train_one.cost_of(ours), train_one.cost_of(renamed), train_one.cost_of(dict)) == (2.3333, 2.0, None)

@@ -11,39 +11,78 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
 
 import nnunet_ssl.trainers
 from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.discovery.variants import find_trainer
-from nnunet_ssl.training.distributed import unwrap
+from nnunet_ssl.training.networks import bare
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
-from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
+from nnunet_ssl.training.stages import WARMUP
 from tests import gloo_harness
-from tests.conftest import assert_equal_weights, make_trainer, parameters_of, tensors_of
-from tests.gloo_harness import CASE, settings_of_one_step
+from tests.conftest import assert_equal_weights, make_trainer, parameters_of, state_of
+from tests.gloo_harness import (
+    CASE,
+    CASE_OF_2D,
+    OUTSIDE,
+    SUPERVISED_LOSSES,
+    settings_of_one_step,
+    trained_weights,
+    trainer_called,
+)
+from tests.outside_trainer import nnUNetTrainerOutside
 from tests.warm_processes import WARM
 
 TRAINERS = sorted(module.name for module in pkgutil.iter_modules(nnunet_ssl.trainers.__path__))
 
-# Pairwise-covering: each pair of values of two properties stands in some row.
+ALL = [*TRAINERS, OUTSIDE]
+
+# Each pair of values of two properties stands in some row, and any four rows that follow each other, the first after
+# the last, have both dimensions, both architectures, regions, an ignore label, an anisotropic patch and a batch of 1.
 MATRIX = [
     {"dim": 2, "residual": False, "num_classes": 2, "batch_size": 1},
     {"dim": 2, "residual": True, "num_classes": 4, "batch_size": 4, "ignore": True},
-    {"dim": 2, "residual": False, "num_classes": 4, "batch_size": 2, "regions": True, "ignore": True},
-    {"dim": 3, "residual": True, "num_classes": 2, "batch_size": 2, "anisotropic": True, "masked": True},
     {"dim": 3, "residual": False, "num_classes": 4, "batch_size": 4, "regions": True},
     {"dim": 3, "residual": True, "num_classes": 4, "batch_size": 1, "regions": True, "anisotropic": True},
     {"dim": 3, "residual": False, "num_classes": 2, "batch_size": 2, "ignore": True, "masked": True},
+    {"dim": 2, "residual": False, "num_classes": 4, "batch_size": 2, "regions": True, "ignore": True},
+    {"dim": 3, "residual": True, "num_classes": 2, "batch_size": 2, "anisotropic": True, "masked": True},
 ]
+ROWS_OF_A_TRAINER = 4
+
+
+def rows_of(name: str) -> list[dict]:
+    """Return the rows that a trainer is tested in; the next one begins a row later."""
+    start = ALL.index(name)
+    return [MATRIX[(start + i) % len(MATRIX)] for i in range(ROWS_OF_A_TRAINER)]
 
 
 def cell_name(cell: dict) -> str:
     return "-".join(key if value is True else f"{key}{value}" for key, value in cell.items() if value is not False)
 
 
-@pytest.fixture(params=TRAINERS)
+@pytest.fixture(params=ALL)
 def trainer_class(request) -> type[SemiSupervisedTrainer]:
+    return trainer_called(request.param)
+
+
+@pytest.fixture(params=TRAINERS)
+def trainer_of_package(request) -> type[SemiSupervisedTrainer]:
     return find_trainer(request.param)
+
+
+def in_rows(progress: tuple[float, ...] = ()) -> pytest.MarkDecorator:
+    """Run a test for each trainer in each of its rows; in the first one at every progress given."""
+    cases = [
+        (name, row, *at)
+        for name in ALL
+        for i, row in enumerate(rows_of(name))
+        for at in ([(value,) for value in progress[: None if i == 0 else 1]] if progress else [()])
+    ]
+    names = ("name", "cell", "progress")[: len(cases[0])]
+    return pytest.mark.parametrize(
+        names, cases, ids=lambda value: cell_name(value) if isinstance(value, dict) else str(value)
+    )
 
 
 def started(dataset, trainer_class, **settings):
@@ -70,42 +109,52 @@ def test_there_are_trainers():
     assert "nnUNetTrainerMeanTeacher" in TRAINERS
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.5])
-@pytest.mark.parametrize("cell", MATRIX, ids=cell_name)
-def test_steps_in_every_setting(tiny_dataset, trainer_class, cell, progress):
+def test_rows_of_each_trainer_have_all_that_matters():
+    for name in ALL:
+        rows = [{"regions": False, "ignore": False, "anisotropic": False} | row for row in rows_of(name)]
+        assert {row["batch_size"] for row in rows} >= {1}, name
+        for key in ("dim", "residual", "num_classes", "regions", "ignore", "anisotropic"):
+            assert len({row[key] for row in rows}) == 2, (name, key)
+
+
+@in_rows(progress=(0.5, 0.0))
+def test_steps_in_every_setting(tiny_dataset, name, cell, progress):
     """Promise 6: the terms are finite and sum to the loss, the student moves, the validation runs."""
-    trainer = started(tiny_dataset(**cell), trainer_class)
+    trainer = started(tiny_dataset(**cell), trainer_called(name))
     trainer.current_epoch = int(progress * trainer.num_epochs)
-    before = parameters_of(unwrap(trainer.network))
+    before = parameters_of(bare(trainer.network))
     loss = trainer.train_step(next(trainer.dataloader_train))["loss"]
     assert np.isfinite(loss)
-    losses = [values[-1] for name, values in trainer.epoch_records.items() if name.startswith("loss/")]
+    losses = [values[-1] for name, values in trainer.observer.epoch_records.items() if name.startswith("loss/")]
     assert loss == pytest.approx(sum(losses), rel=1e-5)
-    moved = [not torch.equal(value, before[name]) for name, value in parameters_of(unwrap(trainer.network)).items()]
+    moved = [not torch.equal(value, before[name]) for name, value in parameters_of(bare(trainer.network)).items()]
     assert any(moved)
     result = trainer.validation_step(next(trainer.dataloader_val))
     assert np.isfinite(result["loss"])
 
 
-@pytest.mark.parametrize("cell", MATRIX, ids=cell_name)
-def test_without_unsupervised_terms_the_step_is_nnunets(tiny_dataset, trainer_class, cell):
+@in_rows()
+def test_without_unsupervised_terms_the_step_is_nnunets(tiny_dataset, name, cell):
     """Promise 1: same loss and parameters to 1e-6, over several steps."""
-    if trainer_class.changes_supervised_term:
+    trainer_class = trainer_called(name)
+    if trainer_class.CHANGES_SUPERVISED_TERM:
         pytest.skip("declares that it changes the supervised term by its nature")
     dataset = tiny_dataset(**cell)
     ours = started(dataset, trainer_class, **unsupervised_weights(trainer_class))
     plain = make_trainer(dataset, nnUNetTrainer)
     plain.initialize()
-    plain.network.load_state_dict(unwrap(ours.network).state_dict())
+    plain.network.load_state_dict(bare(ours.network).state_dict())
     plain.network.train()
     plain.lr_scheduler.step(0)
     for _ in range(3):
         batch = next(ours.dataloader_train)
         copy = {key: batch[key] for key in ("data", "target", "keys")}
         ours.train_step(batch)
-        assert ours.epoch_records["loss/supervised"][-1] == pytest.approx(plain.train_step(copy)["loss"], abs=1e-6)
+        assert ours.observer.epoch_records["loss/supervised"][-1] == pytest.approx(
+            plain.train_step(copy)["loss"], abs=1e-6
+        )
     reference = parameters_of(plain.network)
-    for name, value in parameters_of(unwrap(ours.network)).items():
+    for name, value in parameters_of(bare(ours.network)).items():
         torch.testing.assert_close(value, reference[name], atol=1e-6, rtol=0)
 
 
@@ -114,25 +163,25 @@ def test_hidden_labels_never_influence_training(tiny_dataset, trainer_class):
     dataset = tiny_dataset(ignore=True, masked=True)
     fold = {"train": ["labeled0", "labeled1"], "val": ["labeled2"], "unlabeled": ["labeled3", "unlabeled0"]}
     dataset.write_splits([fold])
-    weights = parameters_of(unwrap(trained(dataset, trainer_class).network))
+    weights = parameters_of(bare(trained(dataset, trainer_class).network))
     image = (dataset.labeled_folder / "labeled3.b2nd").read_bytes()
     for ending in ("_seg.b2nd", ".pkl"):
         (dataset.labeled_folder / f"labeled3{ending}").write_bytes(b"not a label any more")
     again = trained(dataset, trainer_class)
     assert set(again.dataloader_train.unlabeled.data_loader.indices) == {"labeled3", "unlabeled0"}
     assert (dataset.labeled_folder / "labeled3.b2nd").read_bytes() == image
-    assert_equal_weights(weights, parameters_of(unwrap(again.network)))
+    assert_equal_weights(weights, parameters_of(bare(again.network)))
 
 
 def test_hidden_images_do_influence_training(tiny_dataset, trainer_class):
     """The other half of the test above: what it compares reacts to the unlabeled cases at all."""
     dataset = tiny_dataset()
-    weights = parameters_of(unwrap(trained(dataset, trainer_class, num_epochs=4).network))
+    weights = parameters_of(bare(trained(dataset, trainer_class, num_epochs=4).network))
     for i in range(3):
         dataset.write_case(dataset.unlabeled_folder, f"new{i}", seed=7 + i, has_label=False)
         for ending in (".b2nd", "_seg.b2nd", ".pkl"):
             (dataset.unlabeled_folder / f"unlabeled{i}{ending}").unlink()
-    again = parameters_of(unwrap(trained(dataset, trainer_class, num_epochs=4).network))
+    again = parameters_of(bare(trained(dataset, trainer_class, num_epochs=4).network))
     assert any(not torch.equal(value, again[name]) for name, value in weights.items())
 
 
@@ -146,9 +195,10 @@ def test_gradients_reach_all_parameters_and_no_teacher(tiny_dataset, trainer_cla
     plain.initialize()
     batch = next(trainer.dataloader_train)
     plain.train_step({key: batch[key] for key in ("data", "target", "keys")})
-    expected = {name for name, parameter in plain.network.named_parameters() if parameter.grad is not None}
+    not_nnunets = [name for name, parameter in plain.network.named_parameters() if parameter.grad is None]
+    coarsest_head = tuple(name.removeprefix("decoder.") for name in not_nnunets)  # in added decoders too
 
-    students = [unwrap(network) for network, _ in trainer.trained_networks()]
+    students = [nn.ModuleList(one.modules) for one in trainer.networks.trained.values()]
     reached = [set() for _ in students]
     for losses in trainer.training_losses(*batches_on_device(batch, trainer.device)):
         for student in students:
@@ -159,9 +209,11 @@ def test_gradients_reach_all_parameters_and_no_teacher(tiny_dataset, trainer_cla
         assert len(moved) == 1, f"{list(losses)} moves {len(moved)} networks; each graph is of one"
         for names, found in zip(reached, gradients, strict=True):
             names.update(found)
-    assert all(names >= expected for names in reached)
-    if isinstance(trainer, TeacherStudentTrainer):
-        assert all(p.grad is None and not p.requires_grad for p in trainer.teacher.parameters())
+    for student, names in zip(students, reached, strict=True):
+        missing = {name for name, _ in student.named_parameters()} - names
+        assert all(name.endswith(coarsest_head) for name in missing)
+    for teacher in trainer.networks.teachers.values():
+        assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -176,15 +228,27 @@ def test_resumed_run_equals_undisturbed_run(tiny_dataset, trainer_class, epochs)
     resumed = make_trainer(dataset, trainer_class, resume=True)
     resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_latest.pth")
     assert resumed.current_epoch == epochs
-    assert resumed.in_warmup == (epochs == 1 and hasattr(resumed, "warmup_fraction"))
+    assert (resumed.stages.at(resumed.progress) == WARMUP) == (resumed.warmup_fraction > 0 and epochs == 1)
     resumed.run_training()
-    for name, part in undisturbed.stateful_parts().items():
-        other = tensors_of(resumed.stateful_parts()[name].state_dict())
-        for key, value in tensors_of(part.state_dict()).items():
-            assert torch.equal(value, other[key]), (name, key)
+    assert_equal_weights(state_of(undisturbed), state_of(resumed))
     assert undisturbed.optimizer_steps == resumed.optimizer_steps == 8
     for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice"):
         assert undisturbed.logger.get_value(key, None) == resumed.logger.get_value(key, None)
+
+
+def test_resumed_in_a_warmup_that_follows_pretraining_equals_undisturbed(tiny_dataset):
+    """Of 4 epochs the first is pre-training, and the next two are labeled-only: they load no unlabeled images."""
+    dataset, settings = tiny_dataset(dim=2), {"num_epochs": 4, "pretrain_fraction": 0.25, "warmup_fraction": 0.5}
+    undisturbed = trained(dataset, nnUNetTrainerOutside, **settings)
+    stopped = make_trainer(dataset, nnUNetTrainerOutside, seed=1, save_every=1, **settings)
+    stopped.on_epoch_end = lambda: stop_after(stopped, 2)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run_training()
+    assert stopped.dataloader_train.unlabeled is None
+    resumed = make_trainer(dataset, nnUNetTrainerOutside, resume=True)
+    resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_latest.pth")
+    resumed.run_training()
+    assert_equal_weights(state_of(undisturbed), state_of(resumed))
 
 
 def stop_after(trainer, epochs: int) -> None:
@@ -201,15 +265,15 @@ def test_checkpoint_holds_what_nnunet_predicts_with(tiny_dataset, trainer_class)
         trainer.plans_manager, trainer.configuration_manager, 1, trainer.label_manager.num_segmentation_heads, False
     )
     network.load_state_dict(checkpoint["network_weights"])
-    assert_equal_weights(parameters_of(network), parameters_of(unwrap(trainer.network_for_inference())))
+    assert_equal_weights(parameters_of(network), parameters_of(trainer.networks[trainer.inference_network()]))
     assert checkpoint["trainer_name"] == trainer_class.__name__
 
 
 def test_seeded_runs_are_equal(tiny_dataset, trainer_class):
     dataset = tiny_dataset()
-    first, second = (parameters_of(unwrap(trained(dataset, trainer_class).network)) for _ in range(2))
+    first, second = (parameters_of(bare(trained(dataset, trainer_class).network)) for _ in range(2))
     assert_equal_weights(first, second)
-    other = parameters_of(unwrap(trained(dataset, trainer_class, seed=2).network))
+    other = parameters_of(bare(trained(dataset, trainer_class, seed=2).network))
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
@@ -217,20 +281,14 @@ def test_nonfinite_losses_skip_and_then_stop(tiny_dataset, trainer_class):
     """Promise 8: weights, optimiser and teacher stay as they are; K in a row stop with the case names."""
     trainer = started(tiny_dataset(), trainer_class, max_nonfinite_steps=2)
     trainer.train_step(next(trainer.dataloader_train))
-    before = {name: copy_state(part) for name, part in trainer.stateful_parts().items()}
+    before = state_of(trainer)
     bad = next(trainer.dataloader_train)
     bad["data"] = torch.full_like(bad["data"], torch.nan)
     assert np.isnan(trainer.train_step(bad)["loss"])
-    assert trainer.nonfinite_of_epoch == 1
+    assert trainer.skipped_steps.of_epoch == 1
     with pytest.raises(RuntimeError, match=r"not finite in 2 steps in a row.*labeled[01].*unlabeled[012]"):
         trainer.train_step(bad)
-    for name, part in trainer.stateful_parts().items():
-        for key, value in tensors_of(part.state_dict()).items():
-            assert torch.equal(value, before[name][key]), (name, key)
-
-
-def copy_state(part) -> dict:
-    return {key: value.clone() for key, value in tensors_of(part.state_dict()).items()}
+    assert_equal_weights(state_of(trainer), before)
 
 
 def test_one_bad_step_does_not_count_towards_the_next_row(tiny_dataset, trainer_class):
@@ -239,11 +297,12 @@ def test_one_bad_step_does_not_count_towards_the_next_row(tiny_dataset, trainer_
         batch = next(trainer.dataloader_train)
         batch["data"] = batch["data"] * value
         trainer.train_step(batch)
-    assert trainer.nonfinite_of_epoch == 2
+    assert trainer.skipped_steps.of_epoch == 2
 
 
-def test_source_of_each_trainer_keeps_the_rules(trainer_class):
+def test_source_of_each_trainer_keeps_the_rules(trainer_of_package):
     """A link, differences and cost in the docstring; a reason for each number; no __init__; under 100 lines."""
+    trainer_class = trainer_of_package
     source = Path(sys.modules[trainer_class.__module__].__file__).read_text()
     assert source.count("\n") < 100
     assert "__init__" not in vars(trainer_class)
@@ -275,25 +334,37 @@ def test_each_module_imports_alone():
     assert process.exitcode == 0
 
 
-def test_every_trainer_is_in_the_readme_with_its_cost(trainer_class):
+def test_every_trainer_is_in_the_readme_with_its_cost(trainer_of_package):
     readme = Path(__file__).parent.parent / "README.md"
-    row = next(line for line in readme.read_text().splitlines() if f"| `{trainer_class.__name__}` |" in line)
-    assert row.split("|")[3].strip() == f"{trainer_class.step_cost:.2f}".removesuffix(".00")
+    row = next(line for line in readme.read_text().splitlines() if f"| `{trainer_of_package.__name__}` |" in line)
+    assert row.split("|")[3].strip() == f"{trainer_of_package.STEP_COST:.2f}".removesuffix(".00")
 
 
-def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path):
+def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path, monkeypatch):
     """Promise 7, over all trainers in one pair of processes: same weights, same teacher, same parts."""
     dataset = tiny_dataset(**dataclasses.asdict(CASE))
     report = tmp_path / "report.json"
-    gloo_harness.run(dataset.root, report, TRAINERS)
-    for name, ranks in json.loads(report.read_text()).items():
+    of_2d = tiny_dataset(**dataclasses.asdict(CASE_OF_2D))
+    for place in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{place}", str(dataset.root / place))
+    gloo_harness.run(dataset.root, of_2d.root, report, ALL)
+    found = json.loads(report.read_text())
+    for counts in found.pop("collectives"):
+        for name, losses in SUPERVISED_LOSSES.items():
+            assert counts[name]["loss"] > 0, "the Dice is over all processes here"
+            assert counts[name]["step"] == losses * counts[name]["loss"] + 1, "one averaging of gradients"
+    first, second = found.pop("uneven")
+    assert first["state"] == second["state"]
+    assert second["share"] == pytest.approx(0.5), "a gradient that one of two processes lacks counts as zero there"
+    assert first["nowhere"] == second["nowhere"] == {"has_gradient": False, "moved": False}
+    for name, ranks in found.items():
         assert ranks[0] == ranks[1], name
         assert ranks[0]["steps"] == 4, name
         assert ranks[0]["summed"] == [1, 2], name
         cases = ranks[0]["stopped_with"].rpartition(": ")[2]
         assert "the_bad_case" in cases, name
         assert "labeled0" not in cases.replace("unlabeled0", ""), f"{name} names cases of the healthy rank"
-        assert_one_step_equals_one_process(dataset, find_trainer(name), report.parent)
+        assert_one_step_equals_one_process(dataset, trainer_called(name), report.parent)
 
 
 def assert_one_step_equals_one_process(dataset, trainer_class, folder: Path) -> None:
@@ -315,6 +386,5 @@ def assert_one_step_equals_one_process(dataset, trainer_class, folder: Path) -> 
     }
     trainer = started(dataset, trainer_class, **settings_of_one_step(trainer_class.__name__))
     trainer.train_step(batch)
-    for (network, _), weights in zip(trainer.trained_networks(), kept[0]["weights"], strict=True):
-        for name, value in unwrap(network).state_dict().items():
-            torch.testing.assert_close(value, weights[name], atol=1e-5, rtol=1e-4)
+    for name, value in trained_weights(trainer).items():
+        torch.testing.assert_close(value, kept[0]["weights"][name], atol=1e-5, rtol=1e-4)

@@ -6,7 +6,7 @@ import torch
 
 from nnunet_ssl.building_blocks.mixing import alternating, random_box
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
-from nnunet_ssl.training.semi_supervised_trainer import Losses
+from nnunet_ssl.training.step import Losses
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 
 
@@ -34,8 +34,8 @@ class nnUNetTrainerBCP(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     Cost: 3 B labeled, 3 B mixed, 1 B teacher forward passes to nnU-Net's 3 B, a ratio of 2.33; 1 in the warm-up.
     """
 
-    step_cost = 7 / 3  # of nnU-Net's own step; see above
-    changes_supervised_term = True  # labels are learned from mixed images too
+    STEP_COST = 7 / 3  # of nnU-Net's own step; see above
+    CHANGES_SUPERVISED_TERM = True  # labels are learned from mixed images too
 
     ema_decay = 0.99  # of the teacher; paper §4.1
     warmup_fraction = 0.4  # of the run; ours; the authors spend an eighth (LA) or a quarter (ACDC) of far more steps
@@ -45,16 +45,15 @@ class nnUNetTrainerBCP(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield nnU-Net's loss; after the warm-up also both losses of the mixed images."""
         yield {"supervised": self.supervised_loss(labeled)}
-        if self.in_warmup:
-            return
+
         space, probs = self.label_space, self.teacher_probabilities(unlabeled.weak)
-        self.observe_teaching(probs)
+        self.observe_pseudo_labels(probs)
         batch_size, _, *spatial = labeled.image.shape
         box = random_box(spatial, self.box_side, labeled.image.device)
         is_labeled = box ^ alternating(batch_size, len(spatial), labeled.image.device)
         labels = torch.where(is_labeled, space.labels(labeled.full_target), space.pseudo_label(probs))
         del probs  # the student's pass needs the room
-        outputs = self.student_outputs(torch.where(is_labeled, labeled.image, unlabeled.strong))
+        outputs = self.forward_pass(torch.where(is_labeled, labeled.image, unlabeled.strong)).outputs
         parts = (is_labeled & space.is_known(labeled.full_target), ~is_labeled)
         labeled_part, pseudo_label = self.masked_losses(outputs, labels, parts)
         yield {"labeled_part": labeled_part, "pseudo_label": self.pseudo_label_weight * pseudo_label}

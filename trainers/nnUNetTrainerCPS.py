@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
-from nnunet_ssl.training.semi_supervised_trainer import Losses
+from nnunet_ssl.training.step import Losses
 
 
 class nnUNetTrainerCPS(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
@@ -28,9 +28,9 @@ class nnUNetTrainerCPS(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
     nnU-Net's 3 B: the first one's labels come from the pass that trains it. A ratio of 4.33.
     """
 
-    step_cost = 13 / 3  # of nnU-Net's own step; see above
+    STEP_COST = 13 / 3  # of nnU-Net's own step; see above
 
-    views = ("strong",)
+    VIEWS = ("strong",)
     second_architecture = "same"  # paper §3.1
     cross_weight = 0.2  # λ; SSL4MIS has 0.1, x2 for nnU-Net's loss scale; the paper has 1.5 for natural images
     rampup_duration = 1.0  # of the run; SSL4MIS
@@ -39,17 +39,17 @@ class nnUNetTrainerCPS(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
         """Yield both losses of the first network, then both of the second, whose labels are the first one's."""
         space, image = self.label_space, unlabeled.strong
         yield {"supervised": self.supervised_loss(labeled)}
-        second_probs = self.student_probabilities(image, self.second_network)
-        logits = self.student(image)
+        second_probs = self.network_probabilities(image, "second")
+        logits = self.forward_pass(image).logits
         probs = self.probabilities(logits.detach())
-        self.observe_teaching(second_probs, probs)
-        self.observe_teaching(probs, taught="second")
+        self.observe_pseudo_labels(second_probs, probs)
+        self.observe_pseudo_labels(probs, network="second")
         labels, second_labels = space.pseudo_label(probs), space.pseudo_label(second_probs)
         yield {"cross": self.cross_loss(logits, second_labels)}
 
         del logits, probs, second_probs  # the second network's passes need the room
-        yield {"second_supervised": self.supervised_loss(labeled, self.second_network)}
-        yield {"second_cross": self.cross_loss(self.student(image, self.second_network), labels)}
+        yield {"second_supervised": self.supervised_loss(labeled, "second")}
+        yield {"second_cross": self.cross_loss(self.forward_pass(image, "second").logits, labels)}
 
     def cross_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted cross-entropy of one network's logits against the other's labels."""

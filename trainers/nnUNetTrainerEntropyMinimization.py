@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
-from nnunet_ssl.training.semi_supervised_trainer import Losses, SemiSupervisedTrainer
+from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
+from nnunet_ssl.training.step import Losses
 
 
 class nnUNetTrainerEntropyMinimization(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
@@ -26,9 +27,9 @@ class nnUNetTrainerEntropyMinimization(SemiSupervisedTrainer):  # noqa: N801 - n
     Cost: 3 B labeled, 3 B unlabeled forward passes to nnU-Net's 3 B, a ratio of 2.
     """
 
-    step_cost = 2.0  # of nnU-Net's own step; see above
+    STEP_COST = 2.0  # of nnU-Net's own step; see above
 
-    views = ("weak",)
+    VIEWS = ("weak",)
     entropy_weight = 0.2  # λ; SSL4MIS has 0.1, x2 for nnU-Net's loss scale
     rampup_duration = 1.0  # of the run; SSL4MIS
 
@@ -36,6 +37,6 @@ class nnUNetTrainerEntropyMinimization(SemiSupervisedTrainer):  # noqa: N801 - n
         """Yield nnU-Net's loss, then the entropy."""
         yield {"supervised": self.supervised_loss(labeled)}
 
-        probs = self.probabilities(self.student(unlabeled.weak))
-        self.observe_teaching(probs)
+        probs = self.probabilities(self.forward_pass(unlabeled.weak).logits)
+        self.observe_pseudo_labels(probs)
         yield {"entropy": self.entropy_weight * self.ramp("entropy") * self.label_space.entropy(probs).mean()}

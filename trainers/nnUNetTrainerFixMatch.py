@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from nnunet_ssl.building_blocks.mixing import cut_mix
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
-from nnunet_ssl.training.semi_supervised_trainer import Losses
+from nnunet_ssl.training.step import Losses
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 
 
@@ -32,7 +32,7 @@ class nnUNetTrainerFixMatch(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's na
     Cost: 3 B labeled, 3 B unlabeled, 1 B teacher forward passes to nnU-Net's 3 B, a ratio of 2.33; 1 in the warm-up.
     """
 
-    step_cost = 7 / 3  # of nnU-Net's own step; see above
+    STEP_COST = 7 / 3  # of nnU-Net's own step; see above
 
     ema_decay = 0.99  # of the teacher; as for Mean Teacher
     confidence_threshold = 0.95  # τ; paper §4.1
@@ -46,10 +46,9 @@ class nnUNetTrainerFixMatch(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's na
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield nnU-Net's loss, then that of the accepted pseudo-labels."""
         yield {"supervised": self.supervised_loss(labeled)}
-        if self.in_warmup:
-            return
+
         labels, accepted = self.accepted_pseudo_labels(self.teacher_probabilities(unlabeled.weak))
         shares = (self.smallest_box, self.largest_box)
         image, labels, accepted = cut_mix((unlabeled.strong, labels, accepted), self.mixing_probability, shares)
-        loss = self.masked_loss(self.student_outputs(image), labels, accepted)
+        loss = self.masked_loss(self.forward_pass(image).outputs, labels, accepted)
         yield {"pseudo_label": self.pseudo_label_weight * self.ramp("pseudo_label") * loss}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from nnunet_ssl.building_blocks.consistency import mean_squared_error
 from nnunet_ssl.building_blocks.mixing import interpolate, partner, random_shares
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
-from nnunet_ssl.training.semi_supervised_trainer import Losses
+from nnunet_ssl.training.step import Losses
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 
 
@@ -28,9 +28,9 @@ class nnUNetTrainerICT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     Cost: 3 B labeled, 3 B unlabeled, 1 B teacher forward passes to nnU-Net's 3 B, a ratio of 2.33.
     """
 
-    step_cost = 7 / 3  # of nnU-Net's own step; see above
+    STEP_COST = 7 / 3  # of nnU-Net's own step; see above
 
-    views = ("weak",)
+    VIEWS = ("weak",)
     ema_decay = 0.99  # of the teacher; SSL4MIS
     consistency_weight = 1.0  # w; ours, as for Mean Teacher; SSL4MIS has 0.1
     rampup_duration = 1.0  # of the run; SSL4MIS
@@ -41,8 +41,8 @@ class nnUNetTrainerICT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         yield {"supervised": self.supervised_loss(labeled)}
 
         image, target = unlabeled.weak, self.teacher_probabilities(unlabeled.weak)
-        self.observe_teaching(target)
+        self.observe_pseudo_labels(target)
         share = random_shares(len(image), self.mixing_concentration, image.device)
-        probs = self.probabilities(self.student(interpolate(image, partner(image), share)))
+        probs = self.probabilities(self.forward_pass(interpolate(image, partner(image), share)).logits)
         loss = mean_squared_error(probs, interpolate(target, partner(target), share))
         yield {"consistency": self.consistency_weight * self.ramp("consistency") * loss}

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from nnunet_ssl.building_blocks.consistency import mean_squared_error
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
-from nnunet_ssl.training.semi_supervised_trainer import Losses
+from nnunet_ssl.training.step import Losses
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 
 
@@ -28,7 +28,7 @@ class nnUNetTrainerMeanTeacher(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's
     Cost: 3 B labeled, 3 B unlabeled, 1 B teacher forward passes to nnU-Net's 3 B, a ratio of 2.33.
     """
 
-    step_cost = 7 / 3  # of nnU-Net's own step; see above
+    STEP_COST = 7 / 3  # of nnU-Net's own step; see above
 
     ema_decay = 0.99  # α; SSL4MIS; the paper's while its weight grows (here to the end), then 0.999
     consistency_weight = 1.0  # λ; ours, measured: 10 costs up to 2.6 points (README, Results); SSL4MIS has 0.1
@@ -39,7 +39,7 @@ class nnUNetTrainerMeanTeacher(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's
         yield {"supervised": self.supervised_loss(labeled)}
 
         target = self.teacher_probabilities(unlabeled.weak)
-        probs = self.probabilities(self.student(unlabeled.strong))
-        self.observe_teaching(target, probs)
+        probs = self.probabilities(self.forward_pass(unlabeled.strong).logits)
+        self.observe_pseudo_labels(target, probs)
         loss = mean_squared_error(probs, target)
         yield {"consistency": self.consistency_weight * self.ramp("consistency") * loss}

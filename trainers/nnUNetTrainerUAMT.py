@@ -8,7 +8,7 @@ from nnunet_ssl.building_blocks.consistency import masked_mean_squared_error
 from nnunet_ssl.building_blocks.perturbations import mirrorings, with_noise
 from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
-from nnunet_ssl.training.semi_supervised_trainer import Losses
+from nnunet_ssl.training.step import Losses
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 
 
@@ -32,7 +32,7 @@ class nnUNetTrainerUAMT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     Cost: 3 B labeled, 3 B unlabeled, (1 + T) B teacher forward passes to nnU-Net's 3 B, a ratio of 2.33 + T/3 = 3.67.
     """
 
-    step_cost = 11 / 3  # of nnU-Net's own step; see above
+    STEP_COST = 11 / 3  # of nnU-Net's own step; see above
 
     ema_decay = 0.99  # α; paper §3.1
     consistency_weight = 1.0  # λ; ours, as for Mean Teacher; the paper has 0.1
@@ -46,9 +46,9 @@ class nnUNetTrainerUAMT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         target = self.teacher_probabilities(unlabeled.weak)
         threshold = 0.75 + 0.25 * gaussian_rampup(self.progress, 1.0)
         certain = self.uncertainty(unlabeled.weak) < threshold
-        probs = self.probabilities(self.student(unlabeled.strong))
+        probs = self.probabilities(self.forward_pass(unlabeled.strong).logits)
         self.record({"utilization": certain.float().mean()})
-        self.observe_teaching(target, probs)
+        self.observe_pseudo_labels(target, probs)
         loss = masked_mean_squared_error(probs, target, certain)
         yield {"consistency": self.consistency_weight * self.ramp("consistency") * loss}
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from nnunet_ssl.building_blocks.pyramid import rectified_pyramid_consistency, upsampled_probabilities
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
-from nnunet_ssl.training.semi_supervised_trainer import Losses, SemiSupervisedTrainer
+from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
+from nnunet_ssl.training.step import Losses
 
 
 class nnUNetTrainerURPC(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
@@ -30,17 +31,16 @@ class nnUNetTrainerURPC(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
     Cost: 3 B labeled, 3 B unlabeled forward passes to nnU-Net's 3 B, a ratio of 2.
     """
 
-    step_cost = 2.0  # of nnU-Net's own step; see above
-    changes_supervised_term = True  # all heads count the same
+    STEP_COST = 2.0  # of nnU-Net's own step; see above
+    CHANGES_SUPERVISED_TERM = True  # all heads count the same
 
-    views = ("weak",)
+    VIEWS = ("weak",)
     consistency_weight = 0.2  # λ; paper §3.1 has 0.1, x2 for nnU-Net's loss scale
     rampup_duration = 1.0  # of the run; paper §3.1
     scales = 4  # S; paper §2.1
 
-    def initialize(self) -> None:
+    def check_settings(self) -> None:
         """Refuse a network with one head, which has nothing to agree with."""
-        super().initialize()
         heads = min(self.scales, len(self._get_deep_supervision_scales() or [None]))
         if heads < 2:
             raise ValueError(
@@ -52,14 +52,14 @@ class nnUNetTrainerURPC(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
         """Yield the supervised loss of all heads, then their consistency."""
         yield {"supervised": self.loss_of_heads(labeled)}
 
-        probs = upsampled_probabilities(self.label_space, self.finest_outputs(unlabeled.weak, self.scales))
+        probs = upsampled_probabilities(self.label_space, self.forward_pass(unlabeled.weak).outputs[: self.scales])
         mean = torch.stack(probs).mean(0)
-        self.observe_teaching(mean, probs[0])
+        self.observe_pseudo_labels(mean, probs[0])
         loss = rectified_pyramid_consistency(self.label_space, probs, mean)
         yield {"consistency": self.consistency_weight * self.ramp("consistency") * loss}
 
     def loss_of_heads(self, labeled: LabeledBatch) -> Tensor:
         """Return nnU-Net's loss, a mean over the heads with one weight."""
-        outputs = self.finest_outputs(labeled.image, self.scales)
+        outputs = self.forward_pass(labeled.image).outputs[: self.scales]
         losses = [self.loss.loss(output, target) for output, target in zip(outputs, labeled.target, strict=False)]
         return sum(losses) / len(losses)

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 
 from nnunet_ssl.building_blocks.mixing import cut_mix
-from nnunet_ssl.building_blocks.perturbations import FeatureDropout
+from nnunet_ssl.building_blocks.perturbations import drop_channels
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
-from nnunet_ssl.training.semi_supervised_trainer import Losses, SemiSupervisedTrainer
+from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
+from nnunet_ssl.training.step import Losses
 
 
 class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
-    """UniMatch: sure labels of the weak view teach two strong views, and the weak view with dropped features.
+    """UniMatch: sure labels of the weak view are those of two strong views, and of the weak view with dropped features.
 
     L. Yang, L. Qi, L. Feng, W. Zhang, Y. Shi, "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic
     Segmentation", CVPR 2023, https://arxiv.org/abs/2208.09910
@@ -31,9 +32,9 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's na
     warm-up.
     """
 
-    step_cost = 13 / 3  # of nnU-Net's own step; see above
+    STEP_COST = 13 / 3  # of nnU-Net's own step; see above
 
-    views = ("weak", "strong", "second_strong")
+    VIEWS = ("weak", "strong", "second_strong")
     confidence_threshold = 0.95  # τ; paper §4.1
     pseudo_label_weight = 1.0  # λ; paper §3.3
     warmup_fraction = 0.4  # of the run; as for FixMatch
@@ -43,24 +44,17 @@ class nnUNetTrainerUniMatch(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's na
     smallest_box = 0.02  # share of the patch; authors' medical branch
     largest_box = 0.4  # share of the patch; authors' medical branch
 
-    def initialize(self) -> None:
-        """Let features be dropped between encoder and decoder."""
-        super().initialize()
-        self.dropout = FeatureDropout(self.feature_dropout)
-        self.transform_features(self.dropout)
-
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield nnU-Net's loss, then those of both strong views and of dropped features."""
         yield {"supervised": self.supervised_loss(labeled)}
-        if self.in_warmup:
-            return
-        labels, accepted = self.accepted_pseudo_labels(self.student_probabilities(unlabeled.weak))
+
+        labels, accepted = self.accepted_pseudo_labels(self.network_probabilities(unlabeled.weak))
         weight = self.pseudo_label_weight * self.ramp("pseudo_label")
         for name, view in (("strong", unlabeled.strong), ("second_strong", unlabeled.second_strong)):
             shares = (self.smallest_box, self.largest_box)
-            mixed, *taught = cut_mix((view, labels, accepted), self.mixing_probability, shares)
-            yield {name: 0.25 * weight * self.masked_loss(self.student_outputs(mixed), *taught)}
+            mixed, *target = cut_mix((view, labels, accepted), self.mixing_probability, shares)
+            yield {name: 0.25 * weight * self.masked_loss(self.forward_pass(mixed).outputs, *target)}
 
-        with self.dropout.switched_on():
-            outputs = self.student_outputs(unlabeled.weak)
+        skips = drop_channels(self.encode(unlabeled.weak), self.feature_dropout)
+        outputs = self.decode(skips).outputs
         yield {"dropped_features": 0.5 * weight * self.masked_loss(outputs, labels, accepted)}

@@ -10,6 +10,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -184,6 +185,20 @@ class SigmoidRegions(LabelSpace):
     @property
     def foreground(self) -> slice:
         return slice(None)
+
+
+class DescribesLabels(Protocol):
+    """What nnU-Net's label manager says of a data set's labels."""
+
+    has_regions: bool
+    num_segmentation_heads: int
+    ignore_label: int | None
+
+
+def label_space_of(labels: DescribesLabels) -> LabelSpace:
+    """Return the label space of a data set."""
+    kind = SigmoidRegions if labels.has_regions else SoftmaxLabels
+    return kind(labels.num_segmentation_heads, labels.ignore_label)
 
 
 def _log(probs: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def describe(trainer: type[SemiSupervisedTrainer]) -> Entry:
         sentence=text.partition("\n\n")[0].replace("\n", " "),
         paper=address[0].rstrip(".,") if address else "",
         kind=next(kind for base, kind in KINDS.items() if issubclass(trainer, base)),
-        cost=trainer.step_cost,
+        cost=trainer.STEP_COST,
         options=options,
     )
 

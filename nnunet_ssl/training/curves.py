@@ -20,7 +20,7 @@ PANELS = (
     ("Losses, weighted", "loss", ("loss/",)),
     ("Pseudo-Dice of random validation patches", "Dice (mean over foreground)", ("dice/",)),
     ("Ramps", "weight as a fraction of its maximum", ("ramp/",)),
-    ("What the network is taught", "share of unlabeled voxels", ("confident", "agreement", "utilization")),
+    ("What the network learns from", "share of unlabeled voxels", ("confident", "agreement", "utilization")),
     ("Foreground by class", "share of voxels (log)", ("pseudo_label", "labeled/")),
     ("Learning rate", "learning rate", ("learning_rate",)),
     ("Time of a step", "s (median of the epoch)", ("step_seconds",)),

@@ -1,14 +1,17 @@
-"""Devices and processes: what nnU-Net decides for one node of CUDA devices only."""
+"""Several processes that train one model: devices, and what they tell each other.
+
+There is no DistributedDataParallel around the networks: gradients are averaged once for each step, over all trained
+parameters, so that a method may add modules, freeze parts, and leave terms out in one process.
+"""
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 
 
 def device_of_this_process(requested: torch.device) -> torch.device:
@@ -22,37 +25,44 @@ def device_of_this_process(requested: torch.device) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank() % torch.cuda.device_count())))
 
 
-def wrap_for_distributed_training(network: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """Return the network as distributed training needs it, on CUDA or CPU."""
-    network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None)
+@torch.no_grad()
+def broadcast(modules: Iterable[nn.Module]) -> None:
+    """Give all processes the parameters and buffers of the first one."""
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor, src=0)
 
 
-def without_ddp(network: nn.Module) -> nn.Module:
-    """Return the network of this process alone, still compiled if it was."""
-    return network.module if isinstance(network, DistributedDataParallel) else network
+@torch.no_grad()
+def average_gradients(parameters: Sequence[nn.Parameter], flag: Tensor) -> tuple[Tensor, Tensor]:
+    """Set each gradient to its mean over all processes, in one collective; it does not wait for the device.
 
+    A gradient that is missing in some processes counts as zero there. One that is missing in all is zero after this,
+    and has to be taken away again before an optimiser sees it: momentum and weight decay would move its parameter.
 
-def unwrap(network: nn.Module) -> nn.Module:
-    """Return the bare module behind distributed training and torch.compile."""
-    network = without_ddp(network)
-    return network._orig_mod if isinstance(network, OptimizedModule) else network
+    Args:
+        parameters: the same ones in the same order in all processes.
+        flag: a float of 0 or 1.
 
-
-def tie_unused_heads(outputs: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Return the first outputs, as many as asked for, with the others tied into the first one at weight 0.
-
-    Distributed training stops when a parameter gets no gradient, and a loss on the finest deep supervision heads alone
-    leaves the others without one.
+    Returns:
+        The sum of the flag over all processes, and in how many processes each parameter has a gradient, (P,).
     """
-    unused = [0.0 * output.flatten()[0] for output in outputs[count:]]
-    return [outputs[0] + torch.stack(unused).sum(), *outputs[1:count]] if unused else list(outputs)
+    has_gradient = _on_device(tuple(p.grad is not None for p in parameters), flag.device)
+    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    everything = torch.cat([flag.reshape(1), has_gradient, *gradients])
+    del gradients
+    dist.all_reduce(everything)
+    flags, present, summed = everything.split([1, len(parameters), len(everything) - 1 - len(parameters)])
+    mean = summed.div_(dist.get_world_size())
+    for parameter, gradient in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    return flags[0], present
 
 
-def agree(flags: Tensor) -> Tensor:
-    """Return 1 where a flag, a float of 0 or 1, is 1 in every process. Stays on the device: no synchronisation."""
-    dist.all_reduce(flags, op=dist.ReduceOp.MIN)
-    return flags
+@lru_cache(maxsize=64)
+def _on_device(flags: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Return flags as floats; kept, because the way to a GPU would wait for it, and few different ones occur."""
+    return torch.tensor(flags, dtype=torch.float32, device=device)
 
 
 def union_over_processes(names: Iterable[str]) -> list[str]:
@@ -65,10 +75,31 @@ def union_over_processes(names: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
-def sum_over_processes(counts: np.ndarray) -> np.ndarray:
+def sum_array(counts: np.ndarray) -> np.ndarray:
     """Return the sum of an array over all processes."""
     if not dist.is_initialized():
         return counts
     gathered: list = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, counts)
     return np.sum(gathered, axis=0)
+
+
+def sum_tensor(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, without gradient; it stays on its device."""
+    tensor = tensor.detach().clone()
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_tensor(tensor: Tensor) -> Tensor:
+    """Return the tensors of all processes one after the other along the first axis, without gradient.
+
+    Their shapes are the same in all processes.
+    """
+    tensor = tensor.detach().contiguous()
+    if not dist.is_initialized():
+        return tensor
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor)
+    return torch.cat(gathered)

@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def export_model(
         dataset: the data set's name.
         names: by which the model will be found.
         target: the zip; it appears whole or not at all.
-        ensemble: write both networks of a method that has two, each as a fold; nnU-Net averages over folds.
+        ensemble: write all networks of a method that trains several, each as a fold; nnU-Net averages over folds.
 
     Returns:
         The folds in the zip: those given, or with `ensemble` 0 to twice as many.
@@ -85,29 +85,41 @@ def export_model(
         with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as opened:
             opened.writestr(f"{folder}/plans.json", json.dumps(plans, indent=1))
             opened.writestr(f"{folder}/dataset.json", json.dumps(description, indent=1))
-            written = []
-            for fold, file in files.items():
-                checkpoint = load_model(file)
-                for weights in networks_of(checkpoint, file) if ensemble else [checkpoint["network_weights"]]:
-                    written.append(str(len(written)) if ensemble else fold)
-                    content = plain_checkpoint(checkpoint | {"network_weights": weights}, written[-1], names)
-                    opened.writestr(f"{folder}/fold_{written[-1]}/{names.checkpoint}", to_bytes(content))
+            written = write_folds(opened, folder, files, names, ensemble)
         unfinished.replace(target)
         return written
     finally:
         unfinished.unlink(missing_ok=True)
 
 
+def write_folds(
+    opened: zipfile.ZipFile, folder: str, files: Mapping[str, Path], names: ExportedNames, ensemble: bool
+) -> list[str]:
+    """Write the checkpoint of each fold into a zip, with `ensemble` those of all its networks; return their folds."""
+    written: list[str] = []
+    for fold, file in files.items():
+        checkpoint = load_model(file)
+        for weights in networks_of(checkpoint, file) if ensemble else [checkpoint["network_weights"]]:
+            written.append(str(len(written)) if ensemble else fold)
+            content = plain_checkpoint(checkpoint | {"network_weights": weights}, written[-1], names)
+            opened.writestr(f"{folder}/fold_{written[-1]}/{names.checkpoint}", to_bytes(content))
+    return written
+
+
 def networks_of(checkpoint: dict[str, Any], file: Path) -> list[dict[str, Tensor]]:
-    """Return the weights of both networks of a method that has two."""
-    first, second = checkpoint["network_weights"], checkpoint.get("nnunet_ssl", {}).get("parts", {}).get("second")
-    if second is None:
-        raise ValueError(f"{checkpoint['trainer_name']} trains no second network: export {file} without --ensemble")
-    if {name: value.shape for name, value in first.items()} != {name: value.shape for name, value in second.items()}:
+    """Return the weights of all networks of a method that trains several; those of its teachers, if it has several."""
+    ours = checkpoint.get("nnunet_ssl", {})
+    earlier = {name: part for name, part in ours.get("parts", {}).items() if name in ("student", "second")}
+    teachers, networks = ours.get("teachers", {}), ours.get("networks", earlier)
+    first, *others = (teachers if len(teachers) > 1 else networks).values() or [None]
+    if not others:
+        raise ValueError(f"{checkpoint['trainer_name']} trains one network: export {file} without --ensemble")
+    shapes = {name: value.shape for name, value in first.items()}
+    if any({name: value.shape for name, value in other.items()} != shapes for other in others):
         raise ValueError(
             f"the second network of {file} has another architecture than its plans: export it without --ensemble"
         )
-    return [first, second]
+    return [first, *others]
 
 
 def plain_checkpoint(checkpoint: dict[str, Any], fold: str, names: ExportedNames) -> dict[str, Any]:

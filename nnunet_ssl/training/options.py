@@ -27,22 +27,20 @@ RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("_concentration",), "more than 0", lambda value: value > 0.0),
 )
 NUMBERS = tuple(ending for endings, _, _ in RANGES for ending in endings)  # need not be whole: `_weight = 1` takes 0.5
-# What a method is, not what a run may change.
-NOT_OPTIONS = ("views", "step_cost", "name_of_inference_network", "changes_supervised_term")
 
 
 def allowed_options(trainer: type, host: type) -> dict[str, type]:
     """Return the options of a trainer class and their types.
 
-    These are nnU-Net's settings above and the public class attributes of the classes between `trainer` and `host`,
-    nnU-Net's own trainer. An attribute that is None takes its type from its annotation; one whose name ends as those of
-    fractions and weights is a number that need not be whole.
+    These are nnU-Net's settings above and the public class attributes in lowercase of the classes between `trainer` and
+    `host`, nnU-Net's own trainer. An attribute that is None takes its type from its annotation; one whose name ends as
+    those of fractions and weights is a number that need not be whole. What is in UPPERCASE is a fact of the method.
     """
     allowed = dict(HOST_SETTINGS)
     ours = [cls for cls in trainer.__mro__ if issubclass(cls, host) and cls is not host]
     for cls in reversed(ours):
         for name, value in vars(cls).items():
-            if name.startswith("_") or name in NOT_OPTIONS or name in HOST_SETTINGS:
+            if name.startswith("_") or name.isupper() or name in HOST_SETTINGS:
                 continue
             if value is None and name in cls.__annotations__:
                 allowed[name] = _type_of_annotation(cls, name)
@@ -73,7 +71,7 @@ def parse_options(text: str, allowed: Mapping[str, type]) -> dict[str, Option]:
 
 
 def check_ranges(options: Mapping[str, Option | None]) -> None:
-    """Check what the ending of a name promises: a fraction, a weight.
+    """Check what a name promises: a fraction, a weight; that the smallest of something is not more than the largest.
 
     Raises:
         ValueError: a value outside of its range.
@@ -82,8 +80,10 @@ def check_ranges(options: Mapping[str, Option | None]) -> None:
         for endings, expected, is_right in RANGES:
             if value is not None and name.endswith(endings) and not is_right(value):
                 raise ValueError(f"{name} is {expected}, got {value}")
-    if options.get("smallest_box", 0.0) > options.get("largest_box", 1.0):
-        raise ValueError(f"smallest_box={options['smallest_box']} is more than largest_box={options['largest_box']}")
+    for name, value in options.items():
+        other = name.replace("smallest_", "largest_", 1)
+        if name.startswith("smallest_") and value > options.get(other, value):
+            raise ValueError(f"{name}={value} is more than {other}={options[other]}")
 
 
 def merge_options(

@@ -3,9 +3,14 @@
 On a GPU they are nearly so: cross-entropy and interpolation have no deterministic backward pass there.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+
+COMPILED_FORMS = 32  # of one function that torch keeps; a student and its teacher have 8, torch's own limit
 
 
 def derive_seed(*parts: int) -> int:
@@ -19,10 +24,25 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def use_deterministic_algorithms() -> None:
-    """Make cuDNN choose the same algorithm each time; nnU-Net lets it choose by timing."""
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+@contextmanager
+def torch_settings(is_seeded: bool, compiles: bool) -> Iterator[None]:
+    """Run what is inside with torch's global settings as a training needs them, and leave them as they were.
+
+    Args:
+        is_seeded: cuDNN chooses the same algorithm each time; nnU-Net lets it choose by timing.
+        compiles: torch keeps as many compiled forms as several networks with and without gradient have.
+    """
+    cudnn, limit = torch.backends.cudnn, torch._dynamo.config.cache_size_limit
+    before = cudnn.benchmark, cudnn.deterministic
+    try:
+        if is_seeded:
+            cudnn.benchmark, cudnn.deterministic = False, True
+        if compiles:
+            torch._dynamo.config.cache_size_limit = max(limit, COMPILED_FORMS)
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
+        torch._dynamo.config.cache_size_limit = limit
 
 
 def fix_timed_choices(transform: BasicTransform) -> None:

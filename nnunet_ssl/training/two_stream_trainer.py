@@ -36,7 +36,7 @@ STREAMS = {"labeled": 0, "unlabeled": 1, "validation": 2, "step": 3, "network": 
 class TwoStreamTrainer(nnUNetTrainer):
     """Finds a fold's unlabeled cases, preprocesses what is missing of them, and loads them beside the labeled ones."""
 
-    views: tuple[str, ...] = ("weak", "strong")  # of each unlabeled patch; see nnunet_ssl.data.views
+    VIEWS: tuple[str, ...] = ("weak", "strong")  # of each unlabeled patch; see data/views.py
     seed: int | None = None  # None: not reproducible, as nnU-Net
     _split_digests: Mapping[str, str] = MappingProxyType({})  # of the cases that are trained on, once they are known
 
@@ -81,7 +81,7 @@ class TwoStreamTrainer(nnUNetTrainer):
         pool = self._collect_pool()
         labeled, validation = self._loaders_of_nnunet()
         unlabeled = UnlabeledLoader(
-            UnlabeledDataset(pool.folders, self._folder_of_unlabeled()), labeled, self.label_manager, self.views
+            UnlabeledDataset(pool.folders, self._folder_of_unlabeled()), labeled, self.label_manager, self.VIEWS
         )
         if self.seed is not None:
             reproducibility.fix_timed_choices(labeled.transforms)
@@ -102,10 +102,15 @@ class TwoStreamTrainer(nnUNetTrainer):
         )
 
     def on_train_epoch_start(self) -> None:
-        """Start an epoch's steps, the first ones that take unlabeled images with the stream of them."""
+        """Start an epoch's steps; where a labeled-only warm-up begins or ends, with the streams that it takes."""
         super().on_train_epoch_start()
-        if self.dataloader_train.unlabeled is None and not self.epoch_is_labeled_only:
-            self.print_to_log_file("The labeled-only warm-up ends in this epoch: unlabeled images are loaded from here")
+        if (self.dataloader_train.unlabeled is None) != self.epoch_is_labeled_only:
+            what = (
+                "begins: no unlabeled images are loaded"
+                if self.epoch_is_labeled_only
+                else "ends in this epoch: unlabeled images are loaded from here"
+            )
+            self.print_to_log_file(f"The labeled-only warm-up {what}")
             close_loader(self.dataloader_train)
             self.dataloader_train = self._start_streams()
 
@@ -157,7 +162,7 @@ class TwoStreamTrainer(nnUNetTrainer):
         self._split_digests = digests
         self.print_to_log_file(f"Unlabeled cases: {len(pool.folders)}; hash of the split: {split}")
         for case, problem in pool.left_out.items():
-            retry = f"After mending it: {preprocessing.command}"
+            retry = f"After fixing it: {preprocessing.command}"
             self.print_to_log_file(f"WARNING: unlabeled case {case} is left out: {problem}. {retry}")
         if sentence := older_conversion(self.dataset_json):
             self.print_to_log_file(f"WARNING: {sentence}")

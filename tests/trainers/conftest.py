@@ -31,7 +31,7 @@ def seen():
 
     def watch(network: torch.nn.Module) -> list[torch.Tensor]:
         images: list[torch.Tensor] = []
-        network.register_forward_pre_hook(lambda _, inputs: images.append(inputs[0].detach().clone()))
+        network.encoder.register_forward_pre_hook(lambda _, inputs: images.append(inputs[0].detach().clone()))
         return images
 
     return watch

@@ -1,4 +1,8 @@
+from types import SimpleNamespace
+
 import torch
+
+from nnunet_ssl.training.stages import WARMUP
 
 
 def differing(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -7,8 +11,8 @@ def differing(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 def test_warmup_is_nnunets_own_and_needs_no_teacher(start, seen):
     trainer, labeled, unlabeled = start("BCP", progress=0.0)
-    student, teacher = seen(trainer.network), seen(trainer.teacher)
-    losses = list(trainer.training_losses(labeled, unlabeled))
+    student, teacher = seen(trainer.network), seen(trainer.networks["teacher"])
+    losses = list(trainer._losses(labeled, unlabeled))
     assert [list(terms) for terms in losses] == [["supervised"]]
     assert torch.equal(losses[0]["supervised"], trainer.supervised_loss(labeled))
     assert torch.equal(student[0], labeled.image)
@@ -17,7 +21,7 @@ def test_warmup_is_nnunets_own_and_needs_no_teacher(start, seen):
 
 def test_both_directions_share_one_box(start, seen):
     trainer, labeled, unlabeled = start("BCP", progress=0.5)
-    student, teacher = seen(trainer.network), seen(trainer.teacher)
+    student, teacher = seen(trainer.network), seen(trainer.networks["teacher"])
     names = [list(losses) for losses in trainer.training_losses(labeled, unlabeled)]
     assert names == [["supervised"], ["labeled_part", "pseudo_label"]]
     assert torch.equal(student[0], labeled.image)
@@ -36,8 +40,8 @@ def test_each_voxel_is_taught_by_the_labels_of_the_image_it_is_from(start, monke
     monkeypatch.setattr(space, "labels", lambda self, target: labeled.image)
     monkeypatch.setattr(space, "pseudo_label", lambda self, probs: unlabeled.strong)
     monkeypatch.setattr(trainer, "supervised_loss", lambda labeled: torch.zeros(()))
-    monkeypatch.setattr(trainer, "observe_teaching", lambda *_: None)
-    monkeypatch.setattr(trainer, "student_outputs", lambda image: image)
+    monkeypatch.setattr(trainer, "observe_pseudo_labels", lambda *_: None)
+    monkeypatch.setattr(trainer, "forward_pass", lambda image: SimpleNamespace(outputs=image))
     monkeypatch.setattr(trainer, "masked_losses", lambda *given: taught.append(given) or (1.0, 1.0))
     losses = list(trainer.training_losses(labeled, unlabeled))[1]
     ((image, labels, (is_labeled, is_unlabeled)),) = taught
@@ -49,10 +53,10 @@ def test_each_voxel_is_taught_by_the_labels_of_the_image_it_is_from(start, monke
 
 def test_a_run_that_starts_from_a_checkpoint_has_no_warmup(start, tmp_path):
     trainer, *_ = start("BCP", progress=0.0)
-    assert trainer.in_warmup
+    assert trainer.stages.at(trainer.progress) == WARMUP
     trainer.save_checkpoint(str(tmp_path / "labeled_only.pth"))
     trainer, *_ = start("BCP", progress=0.0, init_checkpoint=str(tmp_path / "labeled_only.pth"))
-    assert not trainer.in_warmup
+    assert trainer.stages.at(trainer.progress) != WARMUP
 
 
 def test_ignored_voxels_teach_nothing_wherever_they_are_pasted(start):

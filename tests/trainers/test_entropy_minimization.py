@@ -5,7 +5,7 @@ import pytest
 
 def test_entropy_is_the_mean_over_all_voxels_of_the_weak_view(start):
     trainer, labeled, unlabeled = start("EntropyMinimization", progress=0.5, entropy_weight=0.3)
-    p = trainer.student_probabilities(unlabeled.weak).double()
+    p = trainer.network_probabilities(unlabeled.weak).double()
     expected = 0.3 * math.exp(-5 * 0.25) * (-(p * p.log()).sum(1) / math.log(4)).mean()
     losses = list(trainer.training_losses(labeled, unlabeled))
     assert losses[1]["entropy"].item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,9 +1,11 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nnunet_ssl.building_blocks.mixing import partner
+from nnunet_ssl.training.stages import WARMUP
 
 
 def test_unconfident_voxels_are_left_out_not_background(start, monkeypatch):
@@ -31,7 +33,7 @@ def test_unconfident_voxels_are_left_out_not_background(start, monkeypatch):
 
 def test_the_strong_view_is_taught_by_the_weak_one(start, seen):
     trainer, labeled, unlabeled = start("FixMatch", progress=0.9, mixing_probability=0.0)
-    student, teacher = seen(trainer.network), seen(trainer.teacher)
+    student, teacher = seen(trainer.network), seen(trainer.networks["teacher"])
     list(trainer.training_losses(labeled, unlabeled))
     assert torch.equal(student[1], unlabeled.strong)
     assert torch.equal(teacher[0], unlabeled.weak)
@@ -44,8 +46,8 @@ def test_boxes_of_the_next_image_come_with_their_labels(start, monkeypatch):
     monkeypatch.setattr(space, "pseudo_label", lambda self, probs: unlabeled.strong)
     monkeypatch.setattr(space, "is_accepted", lambda self, probs, threshold: unlabeled.strong > 0)
     monkeypatch.setattr(trainer, "supervised_loss", lambda labeled: torch.zeros(()))
-    monkeypatch.setattr(trainer, "observe_teaching", lambda *_: None)
-    monkeypatch.setattr(trainer, "student_outputs", lambda image: image)
+    monkeypatch.setattr(trainer, "observe_pseudo_labels", lambda *_: None)
+    monkeypatch.setattr(trainer, "forward_pass", lambda image: SimpleNamespace(outputs=image))
     monkeypatch.setattr(trainer, "masked_loss", lambda *given: taught.append(given) or 0.0)
     list(trainer.training_losses(labeled, unlabeled))
     ((image, labels, accepted),) = taught
@@ -58,14 +60,14 @@ def test_boxes_of_the_next_image_come_with_their_labels(start, monkeypatch):
 
 def test_warmup_is_labeled_only_and_the_ramp_begins_after_it(start):
     trainer, labeled, unlabeled = start("FixMatch", progress=0.0)
-    assert [list(losses) for losses in trainer.training_losses(labeled, unlabeled)] == [["supervised"]]
+    assert [list(losses) for losses in trainer._losses(labeled, unlabeled)] == [["supervised"]]
     trainer.num_epochs, trainer.current_epoch, trainer.step_of_epoch = 10, 4, 0
-    assert not trainer.in_warmup
-    assert trainer.progress_after_warmup == pytest.approx(0.0)
+    assert trainer.stages.at(trainer.progress) != WARMUP
+    assert trainer.progress_of_main == pytest.approx(0.0)
     trainer.current_epoch = 7
-    assert trainer.progress_after_warmup == pytest.approx(0.5)
+    assert trainer.progress_of_main == pytest.approx(0.5)
     list(trainer.training_losses(labeled, unlabeled))
-    assert trainer.step_records["ramp/pseudo_label"] == 1.0
+    assert trainer.observer.step_records["ramp/pseudo_label"] == 1.0
 
 
 def test_loss_is_weighted_and_ramped_up(start, monkeypatch):
@@ -81,4 +83,4 @@ def test_a_run_that_starts_from_a_checkpoint_has_no_warmup(start, tmp_path):
     trainer, *_ = start("FixMatch", progress=0.0)
     trainer.save_checkpoint(str(tmp_path / "labeled_only.pth"))
     trainer, *_ = start("FixMatch", progress=0.5, init_checkpoint=str(tmp_path / "labeled_only.pth"))
-    assert trainer.progress_after_warmup == 0.5
+    assert trainer.progress_of_main == 0.5

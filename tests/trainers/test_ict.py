@@ -13,9 +13,9 @@ def test_student_sees_mixtures_and_learns_mixed_predictions(start, seen, monkeyp
     loss = list(trainer.training_losses(labeled, unlabeled))[1]["consistency"]
     assert torch.equal(student[1], interpolate(unlabeled.weak, partner(unlabeled.weak), share))
     target = trainer.teacher_probabilities(unlabeled.weak)
-    probs = trainer.student_probabilities(student[1])
+    probs = trainer.network_probabilities(student[1])
     expected = (probs - interpolate(target, partner(target), share)).square().mean()
-    weight = trainer.consistency_weight * trainer.step_records["ramp/consistency"]
+    weight = trainer.consistency_weight * trainer.observer.step_records["ramp/consistency"]
     torch.testing.assert_close(loss.detach(), weight * expected)
 
 

@@ -5,7 +5,7 @@ import torch
 
 def test_uncertainty_is_of_the_mean_over_perturbed_and_mirrored_passes(start, seen):
     trainer, _, unlabeled = start("UAMT", num_passes=4)
-    images = seen(trainer.teacher)
+    images = seen(trainer.networks["teacher"])
     uncertainty = trainer.uncertainty(unlabeled.weak)
     assert uncertainty.shape == (2, 1, 16, 16, 16)
     assert 0.0 <= uncertainty.min() <= uncertainty.max() <= 1.0 + 1e-6
@@ -39,6 +39,6 @@ def test_only_certain_voxels_teach(start, monkeypatch):
 def test_without_mirroring_there_is_noise_alone(start, seen):
     trainer, _, unlabeled = start("UAMT", num_passes=2)
     trainer.inference_allowed_mirroring_axes = None
-    images = seen(trainer.teacher)
+    images = seen(trainer.networks["teacher"])
     trainer.uncertainty(unlabeled.weak)
     assert all((image - unlabeled.weak).abs().max() <= 0.2 + 1e-6 for image in images)

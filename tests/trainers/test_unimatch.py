@@ -1,17 +1,18 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nnunet_ssl.building_blocks.mixing import partner
-from nnunet_ssl.training.distributed import unwrap
 
 
-def test_two_strong_views_and_one_with_dropped_features(start, seen):
+def test_two_strong_views_and_one_with_dropped_features(start, seen, monkeypatch):
     trainer, labeled, unlabeled = start("UniMatch", progress=0.9, mixing_probability=1.0)
-    student, switched = seen(trainer.network), []
-    unwrap(trainer.network).encoder.register_forward_hook(lambda *_: switched.append(trainer.dropout.is_on))
+    student, decoded = seen(trainer.network), []
+    decode = trainer.decode
+    monkeypatch.setattr(trainer, "decode", lambda skips: decoded.append(skips) or decode(skips))
     names = [name for losses in trainer.training_losses(labeled, unlabeled) for name in losses]
     assert names == ["supervised", "strong", "second_strong", "dropped_features"]
     weak, *mixed, dropped = student[1:]
@@ -21,17 +22,12 @@ def test_two_strong_views_and_one_with_dropped_features(start, seen):
         own, pasted = image == view, image == partner(view)
         assert (own | pasted).all()
         assert 0.0 < (~own).float().mean() < 0.45
-    assert switched == [False, False, False, False, True]
     assert not torch.equal(unlabeled.strong, unlabeled.second_strong)
-
-
-def test_dropped_features_change_the_prediction_and_only_while_switched_on(start):
-    trainer, _, unlabeled = start("UniMatch")
-    first = trainer.student_probabilities(unlabeled.weak)
-    with trainer.dropout.switched_on():
-        dropped = trainer.student_probabilities(unlabeled.weak)
-    assert torch.equal(first, trainer.student_probabilities(unlabeled.weak))
-    assert not torch.equal(first, dropped)
+    ((*levels,),) = decoded
+    for level, whole in zip(levels, trainer.encode(unlabeled.weak), strict=True):
+        is_dropped = (level == 0).flatten(2).all(2)
+        assert 0.0 < is_dropped.float().mean() < 1.0
+        torch.testing.assert_close(level[~is_dropped], 2 * whole[~is_dropped])
 
 
 def test_labels_are_mixed_as_the_images_are(start, monkeypatch):
@@ -42,9 +38,9 @@ def test_labels_are_mixed_as_the_images_are(start, monkeypatch):
     monkeypatch.setattr(space, "is_accepted", lambda self, probs, threshold: unlabeled.strong > 0)
     monkeypatch.setattr(space, "pseudo_label", lambda self, probs: unlabeled.strong)
     taught = []
-    monkeypatch.setattr(trainer, "student_outputs", lambda image, network=None: image)
+    monkeypatch.setattr(trainer, "forward_pass", lambda image: SimpleNamespace(outputs=image))
     monkeypatch.setattr(trainer, "supervised_loss", lambda labeled: torch.zeros(()))
-    monkeypatch.setattr(trainer, "observe_teaching", lambda *_: None)
+    monkeypatch.setattr(trainer, "observe_pseudo_labels", lambda *_: None)
     monkeypatch.setattr(trainer, "masked_loss", lambda *given: taught.append(given) or torch.zeros(()))
     list(trainer.training_losses(labeled, unlabeled))
     for image, labels, accepted in taught[:2]:
@@ -65,10 +61,10 @@ def test_strong_views_count_a_quarter_each_and_dropped_features_a_half(start, mo
 
 def test_warmup_is_labeled_only_and_the_ramp_begins_after_it(start):
     trainer, labeled, unlabeled = start("UniMatch", progress=0.0)
-    assert [list(losses) for losses in trainer.training_losses(labeled, unlabeled)] == [["supervised"]]
+    assert [list(losses) for losses in trainer._losses(labeled, unlabeled)] == [["supervised"]]
     trainer.num_epochs, trainer.current_epoch, trainer.step_of_epoch = 10, 4, 0
     list(trainer.training_losses(labeled, unlabeled))
-    assert trainer.step_records["ramp/pseudo_label"] == pytest.approx(math.exp(-5))
+    assert trainer.observer.step_records["ramp/pseudo_label"] == pytest.approx(math.exp(-5))
 
 
 def test_threshold_follows_the_confidence_of_each_class(start, monkeypatch):
@@ -78,10 +74,10 @@ def test_threshold_follows_the_confidence_of_each_class(start, monkeypatch):
     probs[:, :, :, :, 8:] = 0.1
     probs[:, 2, :, :, 8:] = 0.7  # as sure of class 2 as ever: 0.7 is above 0.9 * 0.7 / 0.94
     weights = []
-    monkeypatch.setattr(trainer, "student_probabilities", lambda image: probs)
+    monkeypatch.setattr(trainer, "network_probabilities", lambda image: probs)
     monkeypatch.setattr(
         trainer, "masked_loss", lambda outputs, labels, weight: weights.append(weight) or outputs[0].sum()
     )
     list(trainer.training_losses(labeled, unlabeled))
     assert all(weight.all() for weight in weights)
-    assert trainer.step_records["utilization"].item() == 1.0
+    assert trainer.observer.step_records["utilization"].item() == 1.0

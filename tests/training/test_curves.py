@@ -46,7 +46,7 @@ def test_run_writes_all_curves_and_keeps_them_in_the_checkpoint(tiny_dataset, mo
     assert all(math.isfinite(float(value)) for name, value in rows[-1].items() if not name.startswith("dice"))
     resumed = make_trainer(dataset, MEAN_TEACHER, resume=True)
     resumed.load_checkpoint(f"{folder}/checkpoint_final.pth")
-    assert resumed.curves.values["loss/supervised"] == trainer.curves.values["loss/supervised"]
+    assert resumed.observer.curves.values["loss/supervised"] == trainer.observer.curves.values["loss/supervised"]
 
 
 def test_fonts_that_nnunet_sets_do_not_reach_the_plot(tmp_path):
@@ -68,9 +68,9 @@ def test_dice_of_the_student_is_that_of_its_own_validation(tiny_dataset):
     for _ in range(2):
         trainer.train_step(next(trainer.dataloader_train))
     batch = next(trainer.dataloader_val)
-    alone = trainer._validate(trainer.network, {**batch, "target": [level.clone() for level in batch["target"]]})
+    alone = trainer._validate("student", {**batch, "target": [level.clone() for level in batch["target"]]})
     trainer.validation_step(batch)
-    tp, fp, fn = trainer.other_counts["student"]
+    tp, fp, fn = trainer.hit_counts.counts["student"]
     assert (tp == alone["tp_hard"]).all()
     assert (fp == alone["fp_hard"]).all()
     assert (fn == alone["fn_hard"]).all()

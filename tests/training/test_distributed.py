@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ssl.training.distributed import device_of_this_process, tie_unused_heads, union_over_processes, unwrap
+from nnunet_ssl.training.distributed import device_of_this_process, union_over_processes
+from nnunet_ssl.training.networks import bare
 from nnunet_ssl.training.reproducibility import derive_seed, fix_timed_choices
 
 
@@ -24,20 +25,10 @@ def test_without_local_rank_the_rank_decides(monkeypatch):
     assert device_of_this_process(torch.device("cuda")) == torch.device("cuda", 1)
 
 
-def test_unwrap_finds_the_bare_module():
+def test_bare_is_the_module_behind_compilation():
     module = nn.Linear(1, 1)
-    assert unwrap(module) is module
-    assert unwrap(torch.compile(module)) is module
-
-
-def test_tied_heads_change_nothing_and_get_a_gradient():
-    heads = [torch.randn(2, 3, size, size, requires_grad=True) for size in (8, 4, 2)]
-    for count in (1, 2, 3, 4):
-        tied = tie_unused_heads(heads, count)
-        assert len(tied) == min(count, 3)
-        assert all(torch.equal(one, head) for one, head in zip(tied, heads, strict=False))
-        gradients = torch.autograd.grad(sum(one.sum() for one in tied), heads)
-        assert [gradient.abs().sum() > 0 for gradient in gradients] == [i < count for i in range(3)]
+    assert bare(module) is module
+    assert bare(torch.compile(module)) is module
 
 
 @pytest.mark.parametrize("others", [None, {"b", "z", "case3"}])

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from nnunet_ssl.data.loaders import batches_on_device
-from nnunet_ssl.training.distributed import unwrap
 from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
-from tests.conftest import assert_equal_weights, make_trainer, parameters_of
+from tests.conftest import assert_equal_weights, make_trainer, parameters_of, state_of
 
 
 class Pair(DualNetworkTrainer):
@@ -16,7 +15,7 @@ class Pair(DualNetworkTrainer):
 
     def training_losses(self, labeled, unlabeled):
         yield {"supervised": self.supervised_loss(labeled)}
-        yield {"second_supervised": self.scale * self.supervised_loss(labeled, self.second_network)}
+        yield {"second_supervised": self.scale * self.supervised_loss(labeled, "second")}
 
 
 def started(dataset, **settings) -> Pair:
@@ -29,11 +28,11 @@ def started(dataset, **settings) -> Pair:
 
 def test_networks_start_differently_and_are_both_trained(tiny_dataset):
     trainer = started(tiny_dataset())
-    before = [parameters_of(unwrap(network)) for network, _ in trainer.trained_networks()]
+    before = [parameters_of(trainer.networks[name]) for name in ("first", "second")]
     assert any(not torch.equal(value, before[1][name]) for name, value in before[0].items())
     trainer.train_step(next(trainer.dataloader_train))
-    for network, old in zip((trainer.network, trainer.second_network), before, strict=True):
-        assert any(not torch.equal(value, old[name]) for name, value in parameters_of(unwrap(network)).items())
+    for network, old in zip((trainer.network, trainer.networks["second"]), before, strict=True):
+        assert any(not torch.equal(value, old[name]) for name, value in parameters_of(network).items())
 
 
 def test_each_network_is_clipped_for_itself(tiny_dataset):
@@ -44,7 +43,7 @@ def test_each_network_is_clipped_for_itself(tiny_dataset):
     small.train_step(batch)
     large.train_step(batch)
     assert_equal_weights(parameters_of(small.network), parameters_of(large.network))
-    norm = torch.stack([p.grad.norm() for p in large.second_network.parameters() if p.grad is not None]).norm()
+    norm = torch.stack([p.grad.norm() for p in large.networks["second"].parameters() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(12.0, rel=1e-3)
 
 
@@ -52,10 +51,10 @@ def test_one_graph_is_alive_at_a_time(tiny_dataset):
     """What is yielded for the first network is back-propagated before the second one is run at all."""
     trainer = started(tiny_dataset())
     order = []
-    trainer.network.register_forward_hook(lambda *_: order.append("first"))
-    trainer.second_network.register_forward_hook(lambda *_: order.append("second"))
+    trainer.network.encoder.register_forward_hook(lambda *_: order.append("first"))
+    trainer.networks["second"].encoder.register_forward_hook(lambda *_: order.append("second"))
     next(iter(trainer.network.parameters())).register_hook(lambda _: order.append("first back"))
-    next(iter(trainer.second_network.parameters())).register_hook(lambda _: order.append("second back"))
+    next(iter(trainer.networks["second"].parameters())).register_hook(lambda _: order.append("second back"))
     trainer.train_step(next(trainer.dataloader_train))
     assert order == ["first", "first back", "second", "second back"]
 
@@ -64,18 +63,18 @@ def test_learning_rates_fall_together(tiny_dataset):
     trainer = started(tiny_dataset(), num_epochs=4)
     trainer.current_epoch = 2
     trainer.on_train_epoch_start()
-    rates = [optimizer.param_groups[0]["lr"] for _, optimizer in trainer.trained_networks()]
+    rates = [one.optimizer.param_groups[0]["lr"] for one in trainer.networks.trained.values()]
     assert rates[0] == rates[1] < trainer.initial_lr
 
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_second_network_can_have_the_other_architecture(tiny_dataset, residual):
     trainer = started(tiny_dataset(residual=residual), second_architecture="other")
-    names = [type(unwrap(network)).__name__ for network, _ in trainer.trained_networks()]
+    names = [type(network).__name__ for network in trainer.networks.networks.values()]
     assert sorted(names) == ["PlainConvUNet", "ResidualEncoderUNet"]
     trainer.train_step(next(trainer.dataloader_train))
     trainer.validation_step(next(trainer.dataloader_val))
-    assert trainer.other_counts.keys() == {"second"}
+    assert trainer.hit_counts.counts.keys() == {"second"}
 
 
 def test_unknown_architecture_is_refused(tiny_dataset):
@@ -90,15 +89,15 @@ def test_initial_weights_go_into_the_first_network_alone(tiny_dataset, tmp_path)
     source.save_checkpoint(str(tmp_path / "start.pth"))
     trainer = started(dataset, init_checkpoint=str(tmp_path / "start.pth"))
     assert_equal_weights(parameters_of(trainer.network), parameters_of(source.network))
-    second = parameters_of(trainer.second_network)
+    second = parameters_of(trainer.networks["second"])
     assert any(not torch.equal(value, second[name]) for name, value in parameters_of(source.network).items())
 
 
 def test_probabilities_of_either_network_carry_no_gradient(tiny_dataset):
     trainer = started(tiny_dataset(num_classes=4))
     _, unlabeled = batches_on_device(next(trainer.dataloader_train), trainer.device)
-    first = trainer.student_probabilities(unlabeled.weak)
-    second = trainer.student_probabilities(unlabeled.weak, trainer.second_network)
+    first = trainer.network_probabilities(unlabeled.weak)
+    second = trainer.network_probabilities(unlabeled.weak, "second")
     for probs in (first, second):
         assert probs.shape == (2, 4, 16, 16, 16)
         assert not probs.requires_grad
@@ -118,8 +117,7 @@ def test_run_with_two_architectures_goes_on_as_if_undisturbed(tiny_dataset):
     resumed = make_trainer(dataset, Pair, resume=True)
     resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_latest.pth")
     resumed.run_training()
-    for first, second in zip(undisturbed.trained_networks(), resumed.trained_networks(), strict=True):
-        assert_equal_weights(parameters_of(unwrap(first[0])), parameters_of(unwrap(second[0])))
+    assert_equal_weights(state_of(undisturbed), state_of(resumed))
 
 
 def stop_after_one(trainer: Pair) -> None:

@@ -20,7 +20,7 @@ def finished_run(dataset, trainer_class, fold=0, **settings) -> Path:
     trainer.initialize()
     trainer.on_train_start()
     with torch.no_grad():  # so that the networks of a method differ
-        for weight in trainer.network_for_inference().parameters():
+        for weight in trainer.networks[trainer.inference_network()].parameters():
             weight.mul_(1.5)
     trainer.inference_allowed_mirroring_axes = (0, 2)
     trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
@@ -94,10 +94,10 @@ def test_ensemble_holds_both_networks_as_folds(tiny_dataset, tmp_path, capsys):
         opened.extractall(tmp_path / "results")
     plain = network_of(tmp_path / "results" / DATASET / "nnUNetTrainer__nnUNetPlans_CPS__3d_fullres", (0, 1))
     saved = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)
-    parts = saved["nnunet_ssl"]["parts"]
-    for weights, part in zip(plain.list_of_parameters, (parts["student"], parts["second"]), strict=True):
+    parts = saved["nnunet_ssl"]["networks"]
+    for weights, part in zip(plain.list_of_parameters, (parts["first"], parts["second"]), strict=True):
         assert all(torch.equal(weights[name], value) for name, value in part.items())
-    assert any(not torch.equal(parts["student"][name], value) for name, value in parts["second"].items())
+    assert any(not torch.equal(parts["first"][name], value) for name, value in parts["second"].items())
 
 
 def test_ensemble_needs_two_networks_of_one_architecture(tiny_dataset, tmp_path, capsys):
@@ -105,7 +105,7 @@ def test_ensemble_needs_two_networks_of_one_architecture(tiny_dataset, tmp_path,
     mean_teacher, cps = find_trainer("nnUNetTrainerMeanTeacher"), find_trainer("nnUNetTrainerCPS")
     finished_run(dataset, mean_teacher)
     assert export(tmp_path / "model.zip", mean_teacher, "--ensemble") == 2
-    assert "nnUNetTrainerMeanTeacher trains no second network" in capsys.readouterr().err
+    assert "nnUNetTrainerMeanTeacher trains one network" in capsys.readouterr().err
     finished_run(dataset, cps, second_architecture="other")
     assert export(tmp_path / "model.zip", cps, "--ensemble") == 2
     assert "has another architecture than its plans" in capsys.readouterr().err

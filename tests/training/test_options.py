@@ -18,6 +18,8 @@ def test_allowed_are_the_public_attributes_and_nnunets_settings():
         "weight_decay": float,
         "oversample_foreground_percent": float,
         "seed": int,
+        "pretrain_fraction": float,
+        "warmup_fraction": float,
         "init_checkpoint": str,
         "max_nonfinite_steps": int,
         "previews": bool,

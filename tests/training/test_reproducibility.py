@@ -58,10 +58,12 @@ def test_run_with_a_seed_makes_no_choice_by_timing(tiny_dataset, monkeypatch, se
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     trainer = of_process(tiny_dataset(dim=2), 0, seed)
-    trainer.on_train_start()
+    seen = []
+    trainer.on_train_end = lambda: seen.append((torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic))
+    trainer.run_training()
     labeled, unlabeled = (stream.transforms for stream in trainer.streams)
     inner = [getattr(one, "transform", one) for one in (*labeled.transforms, *unlabeled.intensity.transforms)]
     chooses = [one.benchmark for one in inner if hasattr(one, "benchmark")]
     assert chooses == [seed is None] * 2
-    assert torch.backends.cudnn.benchmark == (seed is None)
-    assert torch.backends.cudnn.deterministic == (seed is not None)
+    assert seen == [(seed is None, seed is not None)]
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (True, False), "as it was before"

@@ -28,7 +28,7 @@ class TwoTerms(SemiSupervisedTrainer):
 
     def training_losses(self, labeled, unlabeled):
         yield {"supervised": self.supervised_loss(labeled)}
-        yield {"entropy": self.label_space.entropy(self.probabilities(self.student(unlabeled.weak))).mean()}
+        yield {"entropy": self.label_space.entropy(self.probabilities(self.forward_pass(unlabeled.weak).logits)).mean()}
 
 
 class OneGraph(SemiSupervisedTrainer):
@@ -36,7 +36,7 @@ class OneGraph(SemiSupervisedTrainer):
 
     def training_losses(self, labeled, unlabeled):
         size = labeled.image.shape[0]
-        outputs = self.student_outputs(torch.cat([labeled.image, unlabeled.weak]))
+        outputs = self.forward_pass(torch.cat([labeled.image, unlabeled.weak])).outputs
         supervised = self.loss([head[:size] for head in outputs], labeled.target)
         entropy = self.label_space.entropy(self.probabilities(outputs[0][size:])).mean()
         yield {"supervised": supervised, "entropy": entropy}
@@ -67,7 +67,7 @@ def step_of(dataset, trainer_class):
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
     loss = trainer.train_step(next(trainer.dataloader_train))["loss"]
-    losses = {name for name in trainer.epoch_records if name.startswith("loss/")}
+    losses = {name for name in trainer.observer.epoch_records if name.startswith("loss/")}
     return loss, parameters_of(trainer.network), losses
 
 
@@ -105,9 +105,9 @@ def test_method_without_losses_is_told_so(tiny_dataset):
 
 
 def test_each_term_has_a_name_of_its_own(tiny_dataset):
-    with pytest.raises(ValueError, match="training_losses yields entropy twice"):
+    with pytest.raises(ValueError, match="the losses yield entropy twice"):
         step_of(tiny_dataset(), Repeating)
-    with pytest.raises(ValueError, match="training_losses of Losing yields no loss"):
+    with pytest.raises(ValueError, match="training_losses yields none"):
         step_of(tiny_dataset(), Losing)
 
 
@@ -140,7 +140,9 @@ def test_progress_runs_from_zero_to_one_over_the_whole_run(tiny_dataset):
     trainer = make_trainer(tiny_dataset(), Watching, seed=1, num_epochs=3, num_iterations_per_epoch=2)
     trainer.run_training()
     np.testing.assert_allclose(seen, np.arange(6) / 6)
-    np.testing.assert_allclose(trainer.curves.values["progress"], [1 / 12, 5 / 12, 9 / 12])  # means over an epoch
+    np.testing.assert_allclose(
+        trainer.observer.curves.values["progress"], [1 / 12, 5 / 12, 9 / 12]
+    )  # means over an epoch
 
 
 def test_loss_of_an_epoch_is_that_of_the_steps_that_were_not_skipped(tiny_dataset):
@@ -271,7 +273,7 @@ def test_few_labeled_cases_have_folds_that_fit_and_nnunet_runs_on_them(tiny_data
 @pytest.mark.parametrize("damage", ["image", "properties", "cut off", "not begun"])
 @pytest.mark.parametrize("fold", [0, "all"])
 def test_interrupted_preprocessing_of_labeled_cases_is_noticed_first(tiny_dataset, monkeypatch, damage, fold):
-    """Before the unlabeled ones are preprocessed, with the command that mends it."""
+    """Before the unlabeled ones are preprocessed, with the command that fixes it."""
     dataset = tiny_dataset()
     raw_labels(dataset, "labeled0", "labeled1", "labeled2", "labeled3")
     file = dataset.labeled_folder / ("labeled1.pkl" if damage == "properties" else "labeled1.b2nd")
@@ -310,14 +312,14 @@ def test_inference_network_is_swapped_back_even_on_an_error(tiny_dataset):
     trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, seed=1)
     trainer.initialize()
     student = trainer.network
-    with pytest.raises(KeyError), trainer.network_in_place(trainer.network_for_inference()):
-        assert trainer.network is trainer.teacher
+    with pytest.raises(KeyError), trainer.networks.in_place(trainer, "teacher"):
+        assert trainer.network is trainer.networks["teacher"]
         trainer.set_deep_supervision_enabled(True)
         raise KeyError
     assert trainer.network is student
     assert student.decoder.deep_supervision is True
-    assert trainer.teacher.decoder.deep_supervision is False
-    assert not trainer.teacher.training
+    assert trainer.networks["teacher"].decoder.deep_supervision is False
+    assert not trainer.networks["teacher"].training
 
 
 def test_student_can_be_the_one_that_predicts(tiny_dataset):
@@ -326,9 +328,9 @@ def test_student_can_be_the_one_that_predicts(tiny_dataset):
         trainer = make_trainer(dataset, MEAN_TEACHER, seed=1, predict_with=name)
         trainer.run_training()
         saved = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)["network_weights"]
-        assert_equal_weights(dict(saved), dict(trainer.stateful_parts()[name].state_dict()))
-        assert trainer.curves.values.keys() >= {"dice/teacher", "dice/student"}
-    assert any(not torch.equal(saved[key], value) for key, value in trainer.teacher.state_dict().items())
+        assert_equal_weights(dict(saved), dict(trainer.networks[name].state_dict()))
+        assert trainer.observer.curves.values.keys() >= {"dice/teacher", "dice/student"}
+    assert any(not torch.equal(saved[key], value) for key, value in trainer.networks["teacher"].state_dict().items())
 
 
 def test_teacher_starts_as_the_student_whatever_was_loaded(tiny_dataset):
@@ -338,7 +340,7 @@ def test_teacher_starts_as_the_student_whatever_was_loaded(tiny_dataset):
     for parameter in trainer.network.parameters():
         parameter.data.fill_(0.5)
     trainer.on_train_start()
-    assert_equal_weights(parameters_of(trainer.network), parameters_of(trainer.teacher))
+    assert_equal_weights(parameters_of(trainer.network), parameters_of(trainer.networks["teacher"]))
 
 
 def test_validation_scores_the_cases_with_the_teacher(tiny_dataset):
@@ -380,13 +382,13 @@ def test_pseudo_dice_of_one_epoch_without_foreground_does_not_poison_the_average
 
 
 class Collapsing(TwoTerms):
-    """Is taught that there is nothing but its first foreground channel; a second network that there is none of it."""
+    """Learns from pseudo-labels that are all of the first foreground channel; a second network from none of it."""
 
     def training_losses(self, labeled, unlabeled):
-        target = torch.zeros_like(self.student_probabilities(unlabeled.weak))
+        target = torch.zeros_like(self.network_probabilities(unlabeled.weak))
         target[:, self.label_space.foreground.start or 0] = 1.0
-        self.observe_teaching(target)
-        self.observe_teaching(1.0 - target, taught="second")
+        self.observe_pseudo_labels(target)
+        self.observe_pseudo_labels(1.0 - target, network="second")
         yield {"supervised": self.supervised_loss(labeled)}
 
 
@@ -399,7 +401,7 @@ def test_collapsed_classes_are_named_once(tiny_dataset, cell):
     for warning in (
         f"{gone} has vanished in the pseudo-labels: it is 0.000% of their voxels",
         f"{first} has flooded in the pseudo-labels: it is 100.000% of their voxels",
-        f"{first} has vanished in the pseudo-labels that teach the second network: it is 0.000% of their voxels",
+        f"{first} has vanished in the pseudo-labels that the second network learns from: it is 0.000% of their voxels",
     ):
         assert log.count(f"WARNING: class {warning}") == 1
 
@@ -409,10 +411,10 @@ def test_sound_pseudo_labels_are_no_collapse(tiny_dataset):
     share = {"pseudo_label/1": 0.1, "pseudo_label/2": 0.04, "labeled/1": 0.05, "labeled/2": 0.05}
     trainer.on_train_start()
     for epoch in range(5):
-        trainer.curves.log(epoch, share)
+        trainer.observer.curves.log(epoch, share)
     trainer.current_epoch = 5
-    trainer._warn_of_collapse()
-    assert set(trainer.collapse_states.values()) == {None}
+    trainer.observer._warn_of_collapse(labels_are_complete=True)
+    assert set(trainer.observer._collapse_states.values()) == {None}
 
 
 def test_class_that_is_not_learned_yet_is_no_collapse(tiny_dataset):
@@ -420,10 +422,8 @@ def test_class_that_is_not_learned_yet_is_no_collapse(tiny_dataset):
     trainer = make_trainer(tiny_dataset(dim=2), MEAN_TEACHER, seed=1, num_epochs=50)
     trainer.on_train_start()
     for epoch in range(6):
-        trainer.curves.log(epoch, {"pseudo_label/1": 0.0, "labeled/1": 0.05})
-        trainer.current_epoch = epoch
-        trainer._warn_of_collapse()
-        assert trainer.collapse_states == ({} if epoch < 5 else {"pseudo_label/1": "vanished"})
+        trainer.observer.end_epoch(epoch, epoch / 50, {"pseudo_label/1": 0.0, "labeled/1": 0.05}, True)
+        assert trainer.observer._collapse_states == ({} if epoch < 5 else {"pseudo_label/1": "vanished"})
 
 
 @pytest.mark.parametrize(("batch_size", "oversampling"), [(4, 0.33), (4, 0.5), (5, 0.33), (2, 0.0), (1, 0.33)])
@@ -441,7 +441,7 @@ def test_labeled_prior_is_that_of_the_samples_drawn_at_random(tiny_dataset, batc
         target[:, : i + 1] = 1.0
     trainer.train_step(batch)
     at_random = [(i + 1) / 16 for i in range(batch_size) if not is_centred[i]]
-    assert trainer.epoch_records["labeled/1"] == [pytest.approx(np.mean(at_random))]
+    assert trainer.observer.epoch_records["labeled/1"] == [pytest.approx(np.mean(at_random))]
 
 
 def test_there_is_no_labeled_prior_where_all_samples_are_centred_on_foreground(tiny_dataset):
@@ -450,8 +450,8 @@ def test_there_is_no_labeled_prior_where_all_samples_are_centred_on_foreground(t
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     trainer.train_step(next(trainer.dataloader_train))
-    assert "pseudo_label/1" in trainer.epoch_records
-    assert "labeled/1" not in trainer.epoch_records
+    assert "pseudo_label/1" in trainer.observer.epoch_records
+    assert "labeled/1" not in trainer.observer.epoch_records
 
 
 # ---- going on ----
@@ -474,7 +474,7 @@ def test_options_are_the_checkpoints(tiny_dataset, monkeypatch):
     assert longer.num_epochs == 5
     longer.run_training()
     assert longer.current_epoch == 5
-    ramp = longer.curves.values["ramp/consistency"]
+    ramp = longer.observer.curves.values["ramp/consistency"]
     assert ramp[2] == pytest.approx(np.mean([gaussian_rampup(step / 10, 1.0) for step in (4, 5)]))  # of the whole run
 
     monkeypatch.setenv("nnUNet_ssl_options", stored.replace("consistency_weight=3.0", "consistency_weight=4.0"))
@@ -508,7 +508,7 @@ def test_finished_run_that_goes_on_and_is_interrupted_loses_nothing(tiny_dataset
     assert "goes on to epoch 5: checkpoint_final.pth is checkpoint_latest.pth now" in Path(longer.log_file).read_text()
     maybe_load_checkpoint(again, continue_training=True, validation_only=False)
     assert again.current_epoch == 3
-    assert len(again.curves.values["loss/supervised"]) == 3
+    assert len(again.observer.curves.values["loss/supervised"]) == 3
 
 
 @pytest.mark.parametrize(("rank", "is_disabled"), [(0, False), (1, False), (0, True)])
@@ -552,7 +552,7 @@ def test_init_checkpoint_starts_from_all_weights_and_once(tiny_dataset):
     trainer = make_trainer(dataset, MEAN_TEACHER, init_checkpoint=checkpoint)
     trainer.on_train_start()
     assert_equal_weights(parameters_of(plain.network), parameters_of(trainer.network))
-    assert_equal_weights(parameters_of(plain.network), parameters_of(trainer.teacher))
+    assert_equal_weights(parameters_of(plain.network), parameters_of(trainer.networks["teacher"]))
     for parameter in trainer.network.parameters():
         parameter.data.fill_(0.5)
     trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
@@ -599,7 +599,7 @@ class Exploding(TwoTerms):
     """A finite loss, whose gradient is not, from the second step on."""
 
     def training_losses(self, labeled, unlabeled):
-        factor = self.probabilities(self.student(labeled.image)).mean() * 0.0
+        factor = self.probabilities(self.forward_pass(labeled.image).logits).mean() * 0.0
         explosion = torch.sqrt(factor) if self.step_of_epoch else factor  # the slope of a root at 0 is infinite
         yield {"supervised": self.supervised_loss(labeled) + explosion}
 
@@ -607,7 +607,7 @@ class Exploding(TwoTerms):
 def with_scaler(dataset, trainer_class, **settings):
     trainer = make_trainer(dataset, trainer_class, seed=1, num_iterations_per_epoch=50, **settings)
     trainer.on_train_start()
-    trainer.grad_scaler = torch.GradScaler("cpu", init_scale=2.0**4)
+    trainer.grad_scaler = trainer.step.grad_scaler = torch.GradScaler("cpu", init_scale=2.0**4)
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
     return trainer
@@ -629,7 +629,7 @@ def test_overflow_of_the_scaler_is_no_failure_until_its_scale_is_down(tiny_datas
     weights = parameters_of(trainer.network)
     for _ in range(4):
         trainer.train_step(next(trainer.dataloader_train))
-        assert trainer.nonfinite_in_a_row == 0
+        assert trainer.skipped_steps.in_a_row == 0
     trainer.train_step(next(trainer.dataloader_train))
     trainer.train_step(next(trainer.dataloader_train))
     with pytest.raises(RuntimeError, match="not finite in 3 steps in a row"):
@@ -643,9 +643,18 @@ def test_loss_that_is_not_finite_leaves_the_scaler_usable(tiny_dataset):
     bad = next(trainer.dataloader_train)
     bad["data"] = bad["data"] * torch.nan
     trainer.train_step(bad)
-    assert trainer.nonfinite_in_a_row == 1
+    assert trainer.skipped_steps.in_a_row == 1
     assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
     assert trainer.optimizer_steps == 1
+
+
+def test_a_good_step_ends_a_row_of_bad_ones_under_mixed_precision_too(tiny_dataset):
+    trainer = with_scaler(tiny_dataset(dim=2), TwoTerms, max_nonfinite_steps=2)
+    for value in (torch.nan, 1.0, torch.nan, 1.0):
+        batch = next(trainer.dataloader_train)
+        batch["data"] = batch["data"] * value
+        trainer.train_step(batch)
+    assert (trainer.skipped_steps.of_epoch, trainer.skipped_steps.in_a_row) == (2, 0)
 
 
 def test_resumed_scaler_goes_on_with_its_scale(tiny_dataset):
@@ -692,25 +701,29 @@ def test_compiled_networks_train_validate_and_are_saved_bare(tiny_dataset, compi
     trainer.run_training()
     trainer.perform_actual_validation()
     saved = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
-    states = [saved["network_weights"], *saved["nnunet_ssl"]["parts"].values()]
+    ours = saved["nnunet_ssl"]
+    states = [saved["network_weights"], *ours["networks"].values(), *ours["teachers"].values()]
     assert not [key for state in states for key in state if "_orig_mod" in key]
     plain = make_trainer(dataset, nnUNetTrainer)
     plain.initialize()
     plain.network.load_state_dict(saved["network_weights"])
 
 
-def test_features_of_a_compiled_network_are_dropped_while_switched_on(tiny_dataset, compiled):
-    dataset = tiny_dataset(dim=2)
-    plain, trainer = (make_trainer(dataset, find_trainer(f"nnUNetTrainer{name}")) for name in ("ICT", "UniMatch"))
+def test_a_pass_of_a_compiled_network_is_one_graph(tiny_dataset, compiled):
+    """For each network, with and without gradient; features are taken without a break in it."""
+    trainer = make_trainer(tiny_dataset(dim=2), find_trainer("nnUNetTrainerUniMatch"), seed=1)
     trainer.initialize()
-    plain.initialize()
-    plain.student_probabilities(torch.randn(2, 1, 16, 16))  # the same code, compiled without dropout
     image = torch.randn(2, 1, 16, 16)
-    plain = trainer.student_probabilities(image)
-    with trainer.dropout.switched_on():
-        dropped = trainer.student_probabilities(image)
-    assert not torch.equal(plain, dropped)
-    assert torch.equal(plain, trainer.student_probabilities(image))
+    expected = trainer.network._orig_mod(image)[0]
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    found = trainer.forward_pass(image)
+    assert torch.equal(found.logits, expected)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert torch.equal(trainer.decode(trainer.encode(image)).logits, expected)
+    assert counters["stats"]["unique_graphs"] == 3
+    assert not counters["graph_break"]
 
 
 def test_previous_checkpoints_of_a_finished_run_are_tidied(tiny_dataset):

@@ -25,6 +25,6 @@ def test_teacher_averages_the_students_of_all_steps_from_the_first_on(tiny_datas
     for expected in shares:
         trainer.train_step(next(trainer.dataloader_train))
         students.append(parameters_of(trainer.network))
-        for name, value in parameters_of(trainer.teacher).items():
+        for name, value in parameters_of(trainer.networks["teacher"]).items():
             average = sum(share * student[name] for share, student in zip(expected, students, strict=True))
             torch.testing.assert_close(value, average, atol=1e-7, rtol=1e-6)

@@ -8,7 +8,7 @@ from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
 from nnunet_ssl.commands.cli import main
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
-from nnunet_ssl.training.teaching_preview import label_map
+from nnunet_ssl.training.preview import label_map
 from tests.conftest import assert_equal_weights, make_trainer, parameters_of
 from tests.training.test_model_export import finished_run
 

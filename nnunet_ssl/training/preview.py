@@ -1,15 +1,17 @@
-"""Pictures of what a network is taught on unlabeled patches."""
+"""Pictures of the pseudo-labels of unlabeled patches."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.style
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace
-from nnunet_ssl.building_blocks.teaching import CONFIDENT
+from nnunet_ssl.building_blocks.pseudo_label_statistics import CONFIDENT
 from nnunet_ssl.data.loaders import UnlabeledBatch
 from nnunet_ssl.pictures.overlay import draw_overlay, fullest_slice
 
@@ -17,7 +19,7 @@ MOST_PATCHES = 4
 
 
 @torch.no_grad()
-def draw_teaching(
+def draw_pseudo_labels(
     space: LabelSpace,
     unlabeled: UnlabeledBatch,
     probs: Tensor,
@@ -27,7 +29,7 @@ def draw_teaching(
 ) -> None:
     """Draw a row for each of some patches: its views, the pseudo-label, and the pseudo-label where it is accepted.
 
-    Of a method without threshold, which teaches every voxel, the last picture shows where the pseudo-label is sure.
+    Of a method without threshold, which learns from every voxel, the last picture shows where the pseudo-label is sure.
 
     Of a 3-D patch the slice is shown that has the most pseudo-label foreground.
 
@@ -45,7 +47,6 @@ def draw_teaching(
         accepted, name = space.confidence(probs) > CONFIDENT, f"where confidence > {CONFIDENT:g}"
     else:
         accepted, name = space.is_accepted(probs, threshold), f"accepted (threshold {threshold:g})"
-    accepted = accepted.all(1)
     names = [*views, "pseudo-label", name]
     patches = min(MOST_PATCHES, len(labels))
     highest = len(range(space.num_channels)[space.foreground])
@@ -53,22 +54,27 @@ def draw_teaching(
         figure = Figure(figsize=(3.2 * len(names), 3.3 * patches + 0.5), layout="constrained")
         figure.suptitle(title)
         for row, axes in enumerate(figure.subplots(patches, len(names), squeeze=False)):
-            label = labels[row].cpu().numpy()
-            where = fullest_slice(label) if label.ndim == 3 else slice(None)
-            background = {name: view[row, 0][where].float().cpu().numpy() for name, view in views.items()}
-            label = label[where]
-            kept = accepted[row][where].cpu().numpy()
-            layers = [None] * len(views) + [label, np.where(kept, label, 0)]
-            images = [*background.values(), *[next(iter(background.values()))] * 2]
-            for axis, name, image, layer in zip(axes, names, images, layers, strict=True):
-                draw_overlay(axis, image, layer, highest)
-                axis.set_title(name, fontsize="small")
-                axis.set_xlabel("voxels")
-            share = float(accepted[row].float().mean())
-            axes[-1].set_title(f"{names[-1]}:\n{share:.0%} of the patch", fontsize="small")
+            kept = accepted[row].all(0)
+            _draw_patch(axes, names, [view[row, 0] for view in views.values()], labels[row], kept, highest)
             axes[0].set_ylabel(unlabeled.keys[row])
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=90)
+
+
+def _draw_patch(
+    axes: Sequence[Axes], names: list[str], views: list[Tensor], label: Tensor, kept: Tensor, highest: int
+) -> None:
+    """Draw one patch: each view, then over the first one its label, and its label where it is kept."""
+    label, share = label.cpu().numpy(), float(kept.float().mean())
+    where = fullest_slice(label) if label.ndim == 3 else slice(None)
+    images = [view[where].float().cpu().numpy() for view in views]
+    layers = [label[where], np.where(kept.cpu().numpy()[where], label[where], 0)]
+    pictures = zip(axes, names, [*images, images[0], images[0]], [None] * len(images) + layers, strict=True)
+    for axis, name, image, layer in pictures:
+        draw_overlay(axis, image, layer, highest)
+        axis.set_title(name, fontsize="small")
+        axis.set_xlabel("voxels")
+    axes[-1].set_title(f"{names[-1]}:\n{share:.0%} of the patch", fontsize="small")
 
 
 def label_map(space: LabelSpace, probs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the student is being taught, in a few numbers for the curves."""
+"""What pseudo-labels are like, in a few numbers for the curves."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ NEARLY_ALL = 0.99  # ours
 
 
 @torch.no_grad()
-def teaching_statistics(space: LabelSpace, target: Tensor, probs: Tensor | None = None) -> dict[str, Tensor]:
-    """Return what share of voxels is taught with confidence, agrees already, and is of each foreground channel.
+def pseudo_label_statistics(space: LabelSpace, target: Tensor, probs: Tensor | None = None) -> dict[str, Tensor]:
+    """Return what share of voxels is confident, agrees already, and is of each foreground channel.
 
     Args:
         space: what the channels mean.
-        target: the probabilities (B, C, *spatial) that a network is taught.
+        target: the probabilities (B, C, *spatial) that a network learns from.
         probs: its own probabilities of the same voxels; None where it sees others.
 
     Returns:
@@ -34,7 +34,7 @@ def teaching_statistics(space: LabelSpace, target: Tensor, probs: Tensor | None 
     return statistics | {f"pseudo_label/{channel}": share for channel, share in shares.items()}
 
 
-def collapsed(prior: Sequence[float], taught: Sequence[float], labels_are_complete: bool = True) -> str | None:
+def collapsed(prior: Sequence[float], pseudo: Sequence[float], labels_are_complete: bool = True) -> str | None:
     """Return "vanished" or "flooded" if a class is hardly, or nearly everywhere, in the last pseudo-labels.
 
     The measure is the median share of voxels, in the pseudo-labels of the last epochs and in the labels of all, both of
@@ -44,11 +44,11 @@ def collapsed(prior: Sequence[float], taught: Sequence[float], labels_are_comple
 
     Args:
         prior: share of the class in the labels, by epoch.
-        taught: share of the class in the pseudo-labels, by epoch.
+        pseudo: share of the class in the pseudo-labels, by epoch.
         labels_are_complete: false with an ignore label, where the labels' share is one of chosen places; then vanished
             means none at all, and flooded nearly all.
     """
-    last = finite(taught[-COLLAPSE_EPOCHS:])
+    last = finite(pseudo[-COLLAPSE_EPOCHS:])
     expected = usual_share(prior)
     if len(last) < COLLAPSE_EPOCHS or not expected:
         return None

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
-from nnunet_ssl.building_blocks.teaching import collapsed, foreground_shares, teaching_statistics
+from nnunet_ssl.building_blocks.pseudo_label_statistics import collapsed, foreground_shares, pseudo_label_statistics
 
 
 def test_softmax_hand_values():
     target = torch.tensor([[0.97, 0.6, 0.01, 0.3], [0.03, 0.4, 0.99, 0.7]])[None, :, None]  # labels 0 0 1 1
     probs = torch.tensor([[0.9, 0.1, 0.2, 0.1], [0.1, 0.9, 0.8, 0.9]])[None, :, None]  # labels 0 1 1 1
-    statistics = teaching_statistics(SoftmaxLabels(2), target, probs)
+    statistics = pseudo_label_statistics(SoftmaxLabels(2), target, probs)
     assert {name: value.item() for name, value in statistics.items()} == pytest.approx(
         {"confident": 0.5, "agreement": 0.75, "pseudo_label/1": 0.5}
     )
@@ -18,7 +18,7 @@ def test_softmax_hand_values():
 
 def test_region_hand_values():
     target = torch.tensor([[0.99, 0.6], [0.2, 0.03]])[None, :, None]
-    statistics = teaching_statistics(SigmoidRegions(2), target, 1 - target)
+    statistics = pseudo_label_statistics(SigmoidRegions(2), target, 1 - target)
     assert {name: value.item() for name, value in statistics.items()} == pytest.approx(
         {"confident": 0.5, "agreement": 0.0, "pseudo_label/0": 1.0, "pseudo_label/1": 0.0}
     )
@@ -32,11 +32,11 @@ def test_shares_leave_the_ignore_label_out():
 
 def test_agreement_needs_the_predictions_of_the_same_voxels():
     target = torch.rand(1, 3, 4, 4).softmax(1)
-    assert "agreement" not in teaching_statistics(SoftmaxLabels(3), target)
+    assert "agreement" not in pseudo_label_statistics(SoftmaxLabels(3), target)
 
 
 @pytest.mark.parametrize(
-    ("taught", "state"),
+    ("shares", "state"),
     [
         ([0.02, 0.02, 0.02], None),
         ([0.02, 0.001, 0.001, 0.001], "vanished"),
@@ -46,8 +46,8 @@ def test_agreement_needs_the_predictions_of_the_same_voxels():
         ([0.001, math.nan, 0.001, 0.001], None),  # an epoch that was not observed
     ],
 )
-def test_collapse_is_told_from_the_last_epochs(taught, state):
-    assert collapsed([0.03, math.nan, 0.01], taught) == state
+def test_collapse_is_told_from_the_last_epochs(shares, state):
+    assert collapsed([0.03, math.nan, 0.01], shares) == state
 
 
 @pytest.mark.parametrize(

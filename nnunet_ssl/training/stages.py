@@ -1,0 +1,44 @@
+"""The stages of a run: pre-training, labeled-only warm-up, and the method itself."""
+
+from dataclasses import dataclass
+
+PRETRAINING, WARMUP, MAIN = "pretraining", "warm-up", "main"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Where each stage ends, in fractions of the run; the streams of a stage are both but for the warm-up's.
+
+    Attributes:
+        pretrain_fraction: of the run, in [0, 1]: the first stage.
+        warmup_fraction: of the run, in [0, 1]: what follows, on labeled images alone.
+    """
+
+    pretrain_fraction: float = 0.0
+    warmup_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.pretrain_fraction + self.warmup_fraction > 1.0:
+            raise ValueError(
+                f"pretrain_fraction={self.pretrain_fraction} and warmup_fraction={self.warmup_fraction} are more than "
+                "the whole run"
+            )
+
+    @property
+    def before_main(self) -> float:
+        """Where the main stage begins, a fraction of the run."""
+        return self.pretrain_fraction + self.warmup_fraction
+
+    def at(self, progress: float) -> str:
+        """Return which stage is on at some progress of the run, a fraction in [0, 1)."""
+        if progress < self.pretrain_fraction:
+            return PRETRAINING
+        return WARMUP if progress < self.before_main else MAIN
+
+    def is_labeled_only(self, start: float, end: float) -> bool:
+        """Return whether all that lies between two fractions of the run belongs to the warm-up."""
+        return self.pretrain_fraction <= start and end <= self.before_main
+
+    def progress_of_main(self, progress: float) -> float:
+        """Return how much of the main stage is over: a fraction in [0, 1), 0 before it."""
+        return max(0.0, (progress - self.before_main) / (1.0 - self.before_main)) if self.before_main < 1.0 else 0.0

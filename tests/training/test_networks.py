@@ -1,0 +1,200 @@
+"""Networks, parts and teachers of a run, on a base that trains them."""
+
+import pytest
+import torch
+from torch import nn
+
+from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
+from tests.conftest import make_trainer, parameters_of
+from tests.outside_trainer import nnUNetTrainerOutside
+
+
+class WithHead(SemiSupervisedTrainer):
+    """Trains a head on the features, and has another one that nothing uses."""
+
+    def build_parts(self):
+        return {"head": nn.Conv2d(4, 1, 1), "idle": nn.Conv2d(4, 1, 1)}
+
+    def training_losses(self, labeled, unlabeled):
+        found = self.forward_pass(labeled.image)
+        yield {
+            "supervised": self.supervised_loss(labeled, outputs=found.outputs),
+            "head": self.parts["head"](found.features).square().mean(),
+        }
+
+
+def started(dataset, trainer_class, **settings):
+    trainer = make_trainer(dataset, trainer_class, **{"seed": 1} | settings)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def test_parts_are_trained_with_the_first_networks_optimiser(tiny_dataset):
+    trainer = started(tiny_dataset(dim=2), WithHead)
+    head = trainer.parts["head"]
+    groups = trainer.optimizer.param_groups
+    assert [id(parameter) for group in groups[1:] for parameter in group["params"]] == [
+        id(parameter) for name in ("head", "idle") for parameter in trainer.parts[name].parameters()
+    ]
+    before = parameters_of(head)
+    trainer.train_step(next(trainer.dataloader_train))
+    assert all(not torch.equal(value, before[name]) for name, value in parameters_of(head).items())
+    trainer.current_epoch = 1
+    trainer.on_train_epoch_start()
+    assert len({group["lr"] for group in groups}) == 1
+    assert groups[0]["lr"] < trainer.initial_lr
+
+
+def test_a_parameter_without_gradient_is_not_moved_by_weight_decay(tiny_dataset):
+    trainer = started(tiny_dataset(dim=2), WithHead, weight_decay=0.5)
+    before = parameters_of(trainer.parts["idle"])
+    for _ in range(3):
+        trainer.train_step(next(trainer.dataloader_train))
+    assert all(torch.equal(value, before[name]) for name, value in parameters_of(trainer.parts["idle"]).items())
+
+
+def test_network_of_the_model_is_plain(tiny_dataset):
+    """Prediction loads nnU-Net's weights: no part is among them."""
+    trainer = started(tiny_dataset(dim=2), WithHead)
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    saved = torch.load(f"{trainer.output_folder}/checkpoint_latest.pth", weights_only=False)
+    assert saved["network_weights"].keys() == trainer.network.state_dict().keys()
+    assert saved["nnunet_ssl"]["parts"].keys() == {"head", "idle"}
+
+
+def test_each_optimiser_is_clipped_and_scheduled_for_itself(tiny_dataset):
+    trainer = started(tiny_dataset(dim=2, num_classes=4), nnUNetTrainerOutside, num_epochs=4)
+    assert list(trainer.networks.trained) == ["left", "right", "critic"]
+    trainer.current_epoch = 2
+    trainer.on_train_epoch_start()
+    share = (1 - 2 / 4) ** 0.9
+    rates = [one.optimizer.param_groups[0]["lr"] for one in trainer.networks.trained.values()]
+    assert rates == pytest.approx([0.01 * share, 0.01 * share, 1e-3 * share])
+
+
+def test_an_optimiser_of_no_part_is_refused(tiny_dataset):
+    class Wrong(WithHead):
+        def build_part_optimizers(self):
+            return {"heads": torch.optim.Adam(self.parts["head"].parameters())}
+
+    with pytest.raises(ValueError, match="build_part_optimizers names heads, which build_parts does not"):
+        make_trainer(tiny_dataset(dim=2), Wrong).initialize()
+
+
+def test_unknown_network_is_named(tiny_dataset):
+    trainer = started(tiny_dataset(dim=2), WithHead)
+    with pytest.raises(KeyError, match="there is no network 'teacher'; there are network"):
+        trainer.teacher_probabilities(torch.zeros(1, 1, 16, 16))
+
+
+def test_gradient_flows_through_a_frozen_module_and_not_into_it(tiny_dataset):
+    trainer = started(tiny_dataset(dim=2), WithHead)
+    head, idle = trainer.parts["head"], trainer.parts["idle"]
+    idle.bias.requires_grad_(False)
+    image = torch.ones(1, 4, 2, 2, requires_grad=True)
+    with trainer.frozen(nn.ModuleList([head, idle])):
+        (head(image) + idle(image)).sum().backward()
+    assert image.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in (*head.parameters(), *idle.parameters()))
+    head(image).sum().backward()
+    assert head.weight.grad is not None
+    assert not idle.bias.requires_grad, "what was frozen before stays so"
+
+
+def test_memory_of_a_method_is_kept_and_restored(tiny_dataset):
+    dataset = tiny_dataset(dim=2, num_classes=4)
+    trainer = started(dataset, nnUNetTrainerOutside, pretrain_fraction=0.0, warmup_fraction=0.0)
+    trainer.train_step(next(trainer.dataloader_train))
+    memory = trainer.state["memory"].means
+    assert memory.abs().sum() > 0
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    resumed = make_trainer(dataset, nnUNetTrainerOutside, resume=True)
+    resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    assert torch.equal(resumed.state["memory"].means, memory)
+
+
+def optimizer_of(*modules):
+    return torch.optim.SGD([parameter for module in modules for parameter in module.parameters()], lr=0.1)
+
+
+@pytest.mark.parametrize("optimizers", ["one for two", "of another part too"])
+def test_a_parameter_has_one_optimiser(tiny_dataset, optimizers):
+    class Wrong(WithHead):
+        def build_part_optimizers(self):
+            both = optimizer_of(*self.parts.values())
+            return {"head": both, "idle": both} if optimizers == "one for two" else {"head": both}
+
+    with pytest.raises(ValueError, match="the optimiser of part head has other parameters than the part"):
+        make_trainer(tiny_dataset(dim=2), Wrong).initialize()
+
+
+def test_a_name_is_given_once(tiny_dataset):
+    class Part(WithHead):
+        def build_parts(self):
+            return {"network": nn.Conv2d(4, 1, 1)}
+
+    class Teacher(WithHead):
+        ema_decay = 0.9
+
+        def build_teachers(self):
+            return {"network": "network"}
+
+    with pytest.raises(ValueError, match="network is the name of a network and of a part"):
+        make_trainer(tiny_dataset(dim=2), Part).initialize()
+    with pytest.raises(ValueError, match="build_teachers: network is the name of a network"):
+        make_trainer(tiny_dataset(dim=2), Teacher).initialize()
+
+
+def test_a_network_that_is_no_unet_is_refused_by_name(tiny_dataset):
+    class Strange(WithHead):
+        def build_other_networks(self):
+            return {"strange": nn.Conv2d(1, 2, 1)}
+
+    with pytest.raises(ValueError, match="network strange is a Conv2d, which is no U-Net as nnU-Net builds them"):
+        make_trainer(tiny_dataset(dim=2), Strange).initialize()
+
+
+def test_what_a_checkpoint_lacks_is_said_in_one_sentence(tiny_dataset):
+    dataset = tiny_dataset(dim=2)
+    trainer = started(dataset, WithHead)
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+
+    class WithTeacher(WithHead):
+        ema_decay = 0.9
+
+        def build_teachers(self):
+            return {"teacher": "network"}
+
+    resumed = make_trainer(dataset, WithTeacher, resume=True)
+    with pytest.raises(ValueError, match="the checkpoint has the teachers none, and this trainer teacher: go on with"):
+        resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+
+
+@pytest.mark.parametrize("name", ["CPS", "MCNet"])
+def test_a_warmup_trains_all_networks_and_parts(tiny_dataset, name):
+    trainer = started(tiny_dataset(dim=2), find_trainer(f"nnUNetTrainer{name}"), warmup_fraction=0.5)
+    before = [parameters_of(module) for one in trainer.networks.trained.values() for module in one.modules]
+    trainer.train_step(next(trainer.dataloader_train))
+    after = [parameters_of(module) for one in trainer.networks.trained.values() for module in one.modules]
+    assert len(after) == {"CPS": 2, "MCNet": 3}[name]
+    for old, new in zip(before, after, strict=True):
+        assert any(not torch.equal(value, old[key]) for key, value in new.items())
+
+
+def test_numbers_recorded_after_the_step_are_kept_and_graphs_are_not(tiny_dataset):
+    class Recording(WithHead):
+        def training_losses(self, labeled, unlabeled):
+            (losses,) = super().training_losses(labeled, unlabeled)
+            self.record({"with_graph": losses["head"]})
+            yield losses
+
+        def after_step(self):
+            self.record({"afterwards": float(self.optimizer_steps)})
+
+    trainer = started(tiny_dataset(dim=2), Recording)
+    trainer.train_step(next(trainer.dataloader_train))
+    assert trainer.observer.epoch_records["afterwards"] == [1.0]
+    assert not trainer.observer.step_records["with_graph"].requires_grad

@@ -1,0 +1,47 @@
+"""What a checkpoint holds, and those of before its networks had roles."""
+
+import pytest
+import torch
+
+from nnunet_ssl.discovery.variants import find_trainer
+from tests.conftest import assert_equal_weights, make_trainer, state_of
+
+
+def in_the_earlier_form(checkpoint: dict, first: str) -> dict:
+    """Return a checkpoint as it was written before: networks, teacher and second optimiser side by side in `parts`."""
+    ours = checkpoint["nnunet_ssl"]
+    networks = {("student" if name == first else name): state for name, state in ours.pop("networks").items()}
+    optimizers = {f"{name}_optimizer": state for name, state in ours.pop("optimizers").items()}
+    ours["parts"] = networks | ours.pop("teachers") | optimizers
+    del ours["state"]
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("MeanTeacher", "student"), ("CPS", "first"), ("EntropyMinimization", "network")]
+)
+def test_run_goes_on_from_an_earlier_checkpoint(tiny_dataset, name, first):
+    dataset = tiny_dataset(dim=2)
+    trainer = make_trainer(dataset, find_trainer(f"nnUNetTrainer{name}"), seed=1)
+    trainer.run_training()
+    file = f"{trainer.output_folder}/checkpoint_final.pth"
+    torch.save(in_the_earlier_form(torch.load(file, weights_only=False), first), file)
+    resumed = make_trainer(dataset, type(trainer), resume=True)
+    resumed.load_checkpoint(file)
+    assert_equal_weights(state_of(trainer), state_of(resumed))
+
+
+def test_roles_in_a_checkpoint(tiny_dataset):
+    found = {}
+    for name in ("MeanTeacher", "CPS", "MCNet"):
+        trainer = make_trainer(tiny_dataset(dim=2), find_trainer(f"nnUNetTrainer{name}"))
+        trainer.on_train_start()
+        trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+        saved = torch.load(f"{trainer.output_folder}/checkpoint_latest.pth", weights_only=False)["nnunet_ssl"]
+        kinds = ("networks", "teachers", "parts", "optimizers", "state")
+        found[name] = {kind: list(saved[kind]) for kind in kinds if saved[kind]}
+    assert found == {
+        "MeanTeacher": {"networks": ["student"], "teachers": ["teacher"]},
+        "CPS": {"networks": ["first", "second"], "optimizers": ["second"]},
+        "MCNet": {"networks": ["network"], "parts": ["linear", "nearest"]},
+    }

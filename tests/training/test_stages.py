@@ -1,0 +1,31 @@
+import pytest
+
+from nnunet_ssl.training.stages import MAIN, PRETRAINING, WARMUP, Stages
+
+
+def test_stages_follow_each_other():
+    stages = Stages(pretrain_fraction=0.25, warmup_fraction=0.25)
+    progress = [0.0, 0.249, 0.25, 0.499, 0.5, 0.99]
+    assert [stages.at(value) for value in progress] == [PRETRAINING] * 2 + [WARMUP] * 2 + [MAIN] * 2
+    assert [stages.progress_of_main(value) for value in (0.0, 0.5, 0.75)] == [0.0, 0.0, 0.5]
+
+
+def test_without_fractions_all_is_the_main_stage():
+    assert Stages().at(0.0) == MAIN
+    assert Stages().progress_of_main(0.3) == 0.3
+    assert not Stages().is_labeled_only(0.0, 0.1)
+
+
+def test_only_what_lies_wholly_in_the_warmup_is_labeled_only():
+    stages = Stages(pretrain_fraction=0.2, warmup_fraction=0.3)
+    spans = [(0.0, 0.1), (0.1, 0.3), (0.2, 0.3), (0.4, 0.5), (0.4, 0.6), (0.5, 0.6)]
+    assert [stages.is_labeled_only(*span) for span in spans] == [False, False, True, True, False, False]
+
+
+def test_a_run_of_warmup_alone_has_no_progress_of_main():
+    assert Stages(warmup_fraction=1.0).progress_of_main(0.9) == 0.0
+
+
+def test_more_than_the_run_is_refused():
+    with pytest.raises(ValueError, match="pretrain_fraction=0.7 and warmup_fraction=0.4 are more than the whole run"):
+        Stages(0.7, 0.4)
