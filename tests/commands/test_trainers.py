@@ -65,8 +65,8 @@ def test_without_a_name_every_trainer_has_its_entry(capsys):
     ("name", "sentence"),
     [
         ("nnUNetTrainerMeenTeacher", "the nearest: nnUNetTrainerMeanTeacher"),
-        ("unimatch", "the nearest: nnUNetTrainerUniMatch, nnUNetTrainerFixMatch"),
-        ("nnUNetTrainerMeen", "the nearest: nnUNetTrainerMeanTeacher"),
+        ("unimatch", "the nearest: nnUNetTrainerUniMatch, nnUNetTrainerUniMatchV2"),
+        ("nnUNetTrainerEntropyMini", "the nearest: nnUNetTrainerEntropyMinimization"),
         ("xyz", f"there are {', '.join(NAMES)}"),
     ],
 )
