@@ -6,6 +6,7 @@ They hold no path and no name of a machine. A result is stale once the file of i
 all trainers of this package share, is another one than that which it was made with.
 """
 
+import ast
 import hashlib
 import importlib.util
 import json
@@ -109,8 +110,14 @@ def source_of(trainer: str) -> tuple[Path | None, bool]:
 
 
 def sha256(file: Path | None) -> str | None:
-    """Return a file's digest; None if there is none."""
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.exists() else None
+    """Return the digest of a file's code, docstrings and comments left out; None if there is no file."""
+    if file is None or not file.exists():
+        return None
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
 
 
 def code_of(trainer: str) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""What README.md and docs/ say: links that lead somewhere, names that there are, and an example that trains."""
+
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_ssl.commands.trainers import in_words
+from nnunet_ssl.discovery.startup import SHIM_FOLDER
+from nnunet_ssl.training.author_checks import RENAMED
+from nnunet_ssl.training.catalog import all_trainers, types_of_options
+from nnunet_ssl.training.method import Method
+from nnunet_ssl.training.options import NUMBERS
+from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
+from tests.conftest import make_trainer
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+METHODS = (ROOT / "docs" / "methods.md").read_text()
+LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(#[^)\s]*)?\)")
+EXAMPLE = re.compile(r"<!-- example: (\w+)\.py -->\n```python\n(.*?)```", re.DOTALL)
+
+
+def headings(text: str) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    return {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+
+
+def section(text: str, title: str) -> str:
+    """Return what stands below a heading of the second level."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"there is no section {title}"
+    return found[1]
+
+
+def section_of(trainer: type) -> str:
+    """Return what docs/methods.md says of a trainer; its sections begin with the trainer's name."""
+    sections = re.split(r"^## ", METHODS, flags=re.MULTILINE)
+    found = [text for text in sections if f"`{trainer.__name__}`" in text.partition("\n\n")[2].partition("\n")[0]]
+    assert len(found) == 1, f"docs/methods.md has {len(found)} sections of {trainer.__name__}"
+    return found[0]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
+def test_relative_links_lead_somewhere(document):
+    for target, anchor in LINK.findall(document.read_text()):
+        file = (document.parent / target) if target else document
+        assert file.exists(), f"{document.name} links to {target}"
+        if anchor and file.suffix == ".md":
+            assert anchor[1:] in headings(file.read_text()), f"{document.name} links to {target}{anchor}"
+
+
+@pytest.mark.parametrize("trainer", all_trainers(), ids=lambda trainer: trainer.__name__)
+def test_each_trainer_stands_in_methods_with_its_cost_and_defaults(trainer):
+    text = section_of(trainer)
+    cost = f"{trainer.STEP_COST:.2f}".removesuffix(".00")
+    assert f"costs {cost}" in text.replace("\n", " ")
+    types = types_of_options(trainer)
+    defaults = re.findall(r"`([a-z_]+)=([^`\s]+)`", text)
+    assert defaults, "no option is named"
+    for name, value in defaults:
+        assert name in types, f"{trainer.__name__} has no option {name}"
+        assert value == in_words(getattr(trainer, name)), f"{name} of {trainer.__name__}"
+
+
+def test_architecture_names_each_room():
+    rooms = section(ARCHITECTURE, "The rooms of `training/`")
+    for file in (ROOT / "nnunet_ssl" / "training").glob("[!_]*.py"):
+        assert f"`{file.name}`" in rooms, file.name
+
+
+def test_architecture_names_each_hook_that_is_overridden():
+    hooks = section(ARCHITECTURE, "Which hooks of nnU-Net are overridden, and why").partition("Not overridden")[0]
+    ours = [cls for cls in SemiSupervisedTrainer.__mro__ if issubclass(cls, (nnUNetTrainer, Method))]
+    written = {name for cls in ours if cls is not nnUNetTrainer for name in vars(cls) if not name.startswith("_")}
+    overridden = {name for name in written if hasattr(nnUNetTrainer, name)}
+    assert overridden
+    assert (
+        set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in hooks.splitlines() if "|" in row)))
+        == overridden
+    )
+
+
+def test_architecture_names_the_endings_of_options():
+    text = section(ARCHITECTURE, "Facts and options")
+    table = "".join(row.split("|")[1] for row in text.splitlines() if row.startswith("| `_"))
+    assert set(re.findall(r"`(_\w+)`", table)) == set(NUMBERS)
+
+
+def test_no_document_speaks_of_names_of_earlier_versions():
+    """CHANGELOG.md does; a name that something else has by now is left alone."""
+    earlier = {name for name in RENAMED if "_" in name and not hasattr(SemiSupervisedTrainer, name)}
+    for document in DOCUMENTS:
+        if document.name != "CHANGELOG.md":
+            assert not {*re.findall(r"\w+", document.read_text())} & earlier, document.name
+
+
+@pytest.fixture
+def own_method(tmp_path, monkeypatch):
+    """Return the class that docs/architecture.md writes, found as nnUNetv2_train finds it."""
+    ((name, source),) = EXAMPLE.findall(ARCHITECTURE)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / f"{name}.py").write_text(source)
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path / "own"), SHIM_FOLDER]))
+    return recursive_find_trainer_class_by_name(name)
+
+
+def test_own_method_trains_and_its_checkpoint_holds_what_is_said(tiny_dataset, own_method):
+    trainer = make_trainer(tiny_dataset(), own_method, num_epochs=1)
+    trainer.run_training()
+    assert trainer.optimizer_steps == 2
+    losses = {name: values[-1] for name, values in trainer.observer.curves.values.items() if name.startswith("loss/")}
+    assert losses.keys() == {"loss/supervised", "loss/consistency"}
+    assert all(math.isfinite(value) for value in losses.values())
+    checkpoint = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
+    rows = [row for row in section(ARCHITECTURE, "What a checkpoint holds").splitlines() if row.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in rows))) == checkpoint["nnunet_ssl"].keys()
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_own_method_steps_in_2d_and_3d(tiny_dataset, own_method, dim):
+    """With regions and an ignore label, of which its author need not think."""
+    trainer = make_trainer(tiny_dataset(dim=dim, num_classes=4, regions=True, ignore=True), own_method, num_epochs=1)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    loss = trainer.train_step(next(trainer.dataloader_train))["loss"]
+    assert math.isfinite(loss)
