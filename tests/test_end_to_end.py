@@ -117,8 +117,8 @@ def trained(planned) -> Workplace:
 
 def weights(file: Path) -> dict[str, torch.Tensor]:
     checkpoint = torch.load(file, weights_only=False)
-    parts = checkpoint["nnunet_ssl"]["parts"].items()
-    return {f"{name}.{key}": value for name, part in parts for key, value in part.items()}
+    states = checkpoint["nnunet_ssl"]["networks"] | checkpoint["nnunet_ssl"]["teachers"]
+    return {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
 
 
 def test_training_preprocesses_predicts_and_scores(trained):
@@ -145,7 +145,7 @@ def test_prediction_is_the_teachers(trained):
     trained.run(f"{command} -i {images} -o {trained.root / 'predicted'}")
     assert (trained.root / "predicted" / "ts0.nii.gz").exists()
     checkpoint = torch.load(trained.results("3d_fullres") / "checkpoint_final.pth", weights_only=False)
-    for key, value in checkpoint["nnunet_ssl"]["parts"]["teacher"].items():
+    for key, value in checkpoint["nnunet_ssl"]["teachers"]["teacher"].items():
         assert torch.equal(value, checkpoint["network_weights"][key])
 
 
