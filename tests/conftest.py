@@ -287,6 +287,15 @@ def make_trainer(dataset: TinyDataset, trainer_class: type, fold: int | str = 0,
     return trainer
 
 
+def started(dataset: TinyDataset, trainer_class: type, **settings):
+    """Return a seeded trainer with loaders, at the start of its first epoch."""
+    trainer = make_trainer(dataset, trainer_class, **{"seed": 1} | settings)
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
 def parameters_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in network.named_parameters()}
 

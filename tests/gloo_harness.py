@@ -22,7 +22,7 @@ from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.distributed import sum_array
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
-from tests.conftest import Case, TinyDataset, draw_no_progress, make_trainer, state_of, tensors_of
+from tests.conftest import Case, TinyDataset, draw_no_progress, make_trainer, started, state_of, tensors_of
 from tests.outside_trainer import nnUNetTrainerOutside
 from tests.warm_processes import WARM
 
@@ -116,17 +116,9 @@ def train(rank: int, root: Path, root_of_2d: Path, report: Path, port: int, name
     dist.destroy_process_group()
 
 
-def started(dataset: TinyDataset, name: str, **settings):
-    trainer = make_trainer(dataset, trainer_called(name), seed=1, **settings)
-    trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
-    return trainer
-
-
 def keep_one_step(rank: int, dataset: TinyDataset, name: str, folder: Path) -> None:
     """Save this rank's batch, and the weights after a step, for the comparison with one process."""
-    trainer = started(dataset, name, **settings_of_one_step(name))
+    trainer = started(dataset, trainer_called(name), **settings_of_one_step(name))
     batch = next(trainer.dataloader_train)
     trainer.train_step(batch)
     torch.save({"batch": batch, "weights": trained_weights(trainer)}, folder / f"{name}{rank}.pth")
@@ -155,10 +147,7 @@ class Uneven(SemiSupervisedTrainer):
 def uneven_gradients(dataset: TinyDataset) -> dict[str, object]:
     """Return what comes of gradients that only one process has, or none."""
     torch.manual_seed(dist.get_rank())  # and no seed: what starts alike has been sent
-    trainer = make_trainer(dataset, Uneven, weight_decay=0.5)
-    trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
+    trainer = started(dataset, Uneven, seed=None, weight_decay=0.5)
     before = trainer.parts["nowhere"].weight.detach().clone()
     trainer.train_step(next(trainer.dataloader_train))
     here = getattr(trainer, "gradient_here", None)
@@ -174,7 +163,7 @@ def uneven_gradients(dataset: TinyDataset) -> dict[str, object]:
 
 def collectives_of_a_step(dataset: TinyDataset, name: str) -> dict[str, int]:
     """Return how often processes wait for each other in a step, and in one of nnU-Net's losses with its gradient."""
-    trainer = started(dataset, name, warmup_fraction=0.0)
+    trainer = started(dataset, trainer_called(name), warmup_fraction=0.0)
     batch = next(trainer.dataloader_train)
     labeled, _ = batches_on_device(batch, trainer.device)
     with counted_collectives() as of_step:
@@ -210,7 +199,7 @@ def trained_weights(trainer) -> dict[str, torch.Tensor]:
 
 def stop_by_one_rank(rank: int, dataset: TinyDataset, name: str) -> str:
     """Give rank 1 images that are not finite; both ranks stop, and name its cases."""
-    trainer = started(dataset, name, max_nonfinite_steps=1)
+    trainer = started(dataset, trainer_called(name), max_nonfinite_steps=1)
     batch = next(trainer.dataloader_train)
     if rank == 1:
         batch["data"] = batch["data"] * torch.nan

@@ -20,7 +20,7 @@ from nnunet_ssl.training.networks import bare
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.stages import WARMUP
 from tests import gloo_harness
-from tests.conftest import assert_equal_weights, make_trainer, parameters_of, state_of
+from tests.conftest import assert_equal_weights, make_trainer, parameters_of, started, state_of
 from tests.gloo_harness import (
     CASE,
     CASE_OF_2D,
@@ -83,15 +83,6 @@ def in_rows(progress: tuple[float, ...] = ()) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         names, cases, ids=lambda value: cell_name(value) if isinstance(value, dict) else str(value)
     )
-
-
-def started(dataset, trainer_class, **settings):
-    """Return a trainer with loaders, at the start of its first epoch."""
-    trainer = make_trainer(dataset, trainer_class, **{"seed": 1} | settings)
-    trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
-    return trainer
 
 
 def trained(dataset, trainer_class, **settings):

@@ -5,7 +5,7 @@ import torch
 
 from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
-from tests.conftest import assert_equal_weights, make_trainer, parameters_of, state_of
+from tests.conftest import assert_equal_weights, make_trainer, parameters_of, started, state_of
 
 
 class Pair(DualNetworkTrainer):
@@ -18,16 +18,8 @@ class Pair(DualNetworkTrainer):
         yield {"second_supervised": self.scale * self.supervised_loss(labeled, "second")}
 
 
-def started(dataset, **settings) -> Pair:
-    trainer = make_trainer(dataset, Pair, **{"seed": 1} | settings)
-    trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
-    return trainer
-
-
 def test_networks_start_differently_and_are_both_trained(tiny_dataset):
-    trainer = started(tiny_dataset())
+    trainer = started(tiny_dataset(), Pair)
     before = [parameters_of(trainer.networks[name]) for name in ("first", "second")]
     assert any(not torch.equal(value, before[1][name]) for name, value in before[0].items())
     trainer.train_step(next(trainer.dataloader_train))
@@ -38,7 +30,7 @@ def test_networks_start_differently_and_are_both_trained(tiny_dataset):
 def test_each_network_is_clipped_for_itself(tiny_dataset):
     """A gradient of the second network that is a million times as large leaves the first one's step as it is."""
     dataset = tiny_dataset()
-    small, large = (started(dataset, scale=scale) for scale in (1.0, 1e6))
+    small, large = (started(dataset, Pair, scale=scale) for scale in (1.0, 1e6))
     batch = next(small.dataloader_train)
     small.train_step(batch)
     large.train_step(batch)
@@ -49,7 +41,7 @@ def test_each_network_is_clipped_for_itself(tiny_dataset):
 
 def test_one_graph_is_alive_at_a_time(tiny_dataset):
     """What is yielded for the first network is back-propagated before the second one is run at all."""
-    trainer = started(tiny_dataset())
+    trainer = started(tiny_dataset(), Pair)
     order = []
     trainer.network.encoder.register_forward_hook(lambda *_: order.append("first"))
     trainer.networks["second"].encoder.register_forward_hook(lambda *_: order.append("second"))
@@ -60,7 +52,7 @@ def test_one_graph_is_alive_at_a_time(tiny_dataset):
 
 
 def test_learning_rates_fall_together(tiny_dataset):
-    trainer = started(tiny_dataset(), num_epochs=4)
+    trainer = started(tiny_dataset(), Pair, num_epochs=4)
     trainer.current_epoch = 2
     trainer.on_train_epoch_start()
     rates = [one.optimizer.param_groups[0]["lr"] for one in trainer.networks.trained.values()]
@@ -69,7 +61,7 @@ def test_learning_rates_fall_together(tiny_dataset):
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_second_network_can_have_the_other_architecture(tiny_dataset, residual):
-    trainer = started(tiny_dataset(residual=residual), second_architecture="other")
+    trainer = started(tiny_dataset(residual=residual), Pair, second_architecture="other")
     names = [type(network).__name__ for network in trainer.networks.networks.values()]
     assert sorted(names) == ["PlainConvUNet", "ResidualEncoderUNet"]
     trainer.train_step(next(trainer.dataloader_train))
@@ -87,14 +79,14 @@ def test_initial_weights_go_into_the_first_network_alone(tiny_dataset, tmp_path)
     source = make_trainer(dataset, Pair, seed=7)
     source.initialize()
     source.save_checkpoint(str(tmp_path / "start.pth"))
-    trainer = started(dataset, init_checkpoint=str(tmp_path / "start.pth"))
+    trainer = started(dataset, Pair, init_checkpoint=str(tmp_path / "start.pth"))
     assert_equal_weights(parameters_of(trainer.network), parameters_of(source.network))
     second = parameters_of(trainer.networks["second"])
     assert any(not torch.equal(value, second[name]) for name, value in parameters_of(source.network).items())
 
 
 def test_probabilities_of_either_network_carry_no_gradient(tiny_dataset):
-    trainer = started(tiny_dataset(num_classes=4))
+    trainer = started(tiny_dataset(num_classes=4), Pair)
     _, unlabeled = batches_on_device(next(trainer.dataloader_train), trainer.device)
     first = trainer.network_probabilities(unlabeled.weak)
     second = trainer.network_probabilities(unlabeled.weak, "second")

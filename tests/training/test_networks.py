@@ -6,7 +6,7 @@ from torch import nn
 
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
-from tests.conftest import make_trainer, parameters_of
+from tests.conftest import make_trainer, parameters_of, started
 from tests.outside_trainer import nnUNetTrainerOutside
 
 
@@ -22,14 +22,6 @@ class WithHead(SemiSupervisedTrainer):
             "supervised": self.supervised_loss(labeled, outputs=found.outputs),
             "head": self.parts["head"](found.features).square().mean(),
         }
-
-
-def started(dataset, trainer_class, **settings):
-    trainer = make_trainer(dataset, trainer_class, **{"seed": 1} | settings)
-    trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
-    return trainer
 
 
 def test_parts_are_trained_with_the_first_networks_optimiser(tiny_dataset):
