@@ -73,8 +73,9 @@ def run(root: Path, root_of_2d: Path, report: Path, names: list[str], seconds: f
         process.start()
     deadline = time.monotonic() + seconds
     try:
-        while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
-            wait([process.sentinel for process in processes if process.exitcode is None], deadline - time.monotonic())
+        # Asked once for each turn: one that ends in between would leave nothing to wait for.
+        while (running := [p.sentinel for p in processes if p.exitcode is None]) and time.monotonic() < deadline:
+            wait(running, deadline - time.monotonic())
             if any(process.exitcode for process in processes):
                 break
         codes = [process.exitcode for process in processes]
