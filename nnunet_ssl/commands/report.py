@@ -70,7 +70,8 @@ def run(options: argparse.Namespace) -> int:
     page = write_report(Path(options.o), title, comparisons, tables, pictures, warnings)
     print(*(f"warning: {warning}" for warning in warnings), sep="\n", end="\n" if warnings else "")
     trainers = dict.fromkeys(trainer for one in comparisons for trainer in one.results)
-    print(f"{page}: {len(trainers)} trainers" + (f", {len(names)} data sets" if len(names) > 1 else ""))
+    count = f"{len(trainers)} trainer" + "s" * (len(trainers) > 1)
+    print(f"{page}: {count}" + (f", {len(names)} data sets" if len(names) > 1 else ""))
     return 0
 
 

@@ -74,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
     preprocessed = Path(os.environ["nnUNet_preprocessed"], name)
     again = f"next: {planning_command(name)}"
     if options.unhide or options.move_unlabeled:
-        print(f"{bring_back(raw)}\n{again}" if options.unhide else f"{move_to_pool(raw)}\n{again}")
+        moved, sentence = bring_back(raw) if options.unhide else move_to_pool(raw)
+        print(f"{sentence}\n{again}" if moved else sentence)
         return 0
     if without_label := images_without_label(raw):
         print(
@@ -103,22 +104,23 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def bring_back(raw: "RawDataset") -> str:
-    """Bring all hidden labels back, and return a sentence about it."""
+def bring_back(raw: "RawDataset") -> tuple[int, str]:
+    """Bring all hidden labels back, and return how many these are and a sentence about it."""
     from nnunet_ssl.splits.hiding import unhide
 
     back = unhide(raw)
-    return f"{len(back)} labels are back in {raw.folder / 'labelsTr'}" if back else "no label was hidden"
+    sentence = f"{len(back)} labels are back in {raw.folder / 'labelsTr'}" if back else "no label was hidden"
+    return len(back), sentence
 
 
-def move_to_pool(raw: "RawDataset") -> str:
-    """Move the images of imagesTr without a label to imagesUn, and return a sentence about it."""
+def move_to_pool(raw: "RawDataset") -> tuple[int, str]:
+    """Move the images of imagesTr without a label to imagesUn, and return how many cases, and a sentence about it."""
     from nnunet_ssl.splits.hiding import carry_out, moves_to_pool
 
     moved = carry_out(raw, moves_to_pool(raw))
     what = f"the images of {len(moved)} cases are in {raw.folder / 'imagesUn'} now"
     nothing = f"every image in {raw.folder / 'imagesTr'} has a label"
-    return f"{what if moved else nothing}; {len(raw.labels())} labeled cases"
+    return len(moved), f"{what if moved else nothing}; {len(raw.labels())} labeled cases"
 
 
 def images_without_label(raw: "RawDataset") -> list[str]:
