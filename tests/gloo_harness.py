@@ -20,7 +20,7 @@ from torch import distributed as dist
 
 from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.discovery.variants import find_trainer
-from nnunet_ssl.training.distributed import sum_array
+from nnunet_ssl.training.distributed import gather_tensor, sum_array
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from tests.conftest import Case, TinyDataset, draw_no_progress, make_trainer, started, state_of, tensors_of
 from tests.outside_trainer import nnUNetTrainerOutside
@@ -105,6 +105,7 @@ def train(rank: int, root: Path, root_of_2d: Path, report: Path, port: int, name
         results[name]["stopped_with"] = stop_by_one_rank(rank, dataset, name)
         results[name]["summed"] = sum_array(np.array([rank, 1])).tolist()
     results["uneven"] = uneven_gradients(dataset)
+    results["gathered"] = gather_tensor(torch.tensor([[float(rank)], [10.0 + rank]], requires_grad=True)).tolist()
     os.environ |= {f"nnUNet_{place}": str(root_of_2d / place) for place in ("raw", "preprocessed", "results")}
     dataset = TinyDataset(CASE_OF_2D, root_of_2d)
     results["collectives"] = {name: collectives_of_a_step(dataset, name) for name in SUPERVISED_LOSSES}

@@ -347,6 +347,7 @@ def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path, monkeypatch):
     first, second = found.pop("uneven")
     assert first["state"] == second["state"]
     assert second["share"] == pytest.approx(0.5), "a gradient that one of two processes lacks counts as zero there"
+    assert found.pop("gathered") == [[[0.0], [10.0], [1.0], [11.0]]] * 2
     assert first["nowhere"] == second["nowhere"] == {"has_gradient": False, "moved": False}
     for name, ranks in found.items():
         assert ranks[0] == ranks[1], name

@@ -30,8 +30,9 @@ class nnUNetTrainerMCNet(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's namin
         the supervised loss is nnU-Net's, at all heads.
 
     Cost: labeled and unlabeled passes of one encoder and three decoders, whose graphs are alive at once; a decoder that
-    interpolates costs more than nnU-Net's own, by its convolution at the higher resolution. Measured with the plans of
-    benchmarks/, 3d_fullres: a ratio of 5.7 to 6.4, and 2.2 times nnU-Net's peak memory.
+    interpolates costs more than nnU-Net's own, by its convolution at the higher resolution. Measured on a CPU with the
+    plans of benchmarks/, 3d_fullres with features 16 to 128 and batches of 2: a ratio of 5.7 to 6.4, and 2.2 times
+    nnU-Net's peak memory.
     """
 
     STEP_COST = 6.1  # of nnU-Net's own step, measured; see above

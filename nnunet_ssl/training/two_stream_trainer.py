@@ -36,7 +36,7 @@ STREAMS = {"labeled": 0, "unlabeled": 1, "validation": 2, "step": 3, "network": 
 class TwoStreamTrainer(nnUNetTrainer):
     """Finds a fold's unlabeled cases, preprocesses what is missing of them, and loads them beside the labeled ones."""
 
-    VIEWS: tuple[str, ...] = ("weak", "strong")  # of each unlabeled patch; see data/views.py
+    VIEWS: tuple[str, ...]  # of each unlabeled patch, as the method says; see data/views.py
     seed: int | None = None  # None: not reproducible, as nnU-Net
     _split_digests: Mapping[str, str] = MappingProxyType({})  # of the cases that are trained on, once they are known
 

@@ -2,7 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ssl.training.distributed import device_of_this_process, union_over_processes
+from nnunet_ssl.training.distributed import (
+    device_of_this_process,
+    gather_tensor,
+    sum_tensor,
+    union_over_processes,
+)
 from nnunet_ssl.training.networks import bare
 from nnunet_ssl.training.reproducibility import derive_seed, fix_timed_choices
 
@@ -41,6 +46,15 @@ def test_names_of_all_processes_are_sorted(monkeypatch, others):
         monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     mine = [f"case{i}" for i in range(20)]
     assert union_over_processes(reversed(mine)) == sorted({*mine, *(others or ())})
+
+
+def test_one_process_gathers_and_sums_what_it_has_without_gradient():
+    tensor = torch.tensor([1.0, 2.0], requires_grad=True)
+    for found in (gather_tensor(tensor), sum_tensor(tensor)):
+        assert found.tolist() == [1.0, 2.0]
+        assert not found.requires_grad
+    sum_tensor(tensor).add_(1.0)
+    assert tensor.tolist() == [1.0, 2.0], "the method's own tensor stays as it is"
 
 
 def test_seeds_differ_in_every_part():
