@@ -40,7 +40,7 @@ class Table:
     title: str = ""
     text: str = ""
     rows: tuple[str, ...] = ("*",)
-    columns: tuple[str, ...] = ("trainer", "seeds", "difference", "cost", "commit")
+    columns: tuple[str, ...] = ("trainer", "seeds", "difference", "hd95", "asd", "cost", "commit")
     sort: str = "difference"
 
 
@@ -203,6 +203,17 @@ def dice_of_cases(result: Result) -> dict[str, float]:
     return {case: mean(values) for case, values in known.items() if values}
 
 
+def mean_distance(row: Row, name: str) -> str:
+    """Return the mean of a distance over labels, cases and seeds in mm, and how many have none."""
+    results = row.results.values()
+    if not all(name in result for result in results):
+        return ""
+    all_of_them = [distance for result in results for labels in result[name].values() for distance in labels.values()]
+    known = [distance for distance in all_of_them if distance is not None]
+    without = len(all_of_them) - len(known)
+    return (f"{mean(known):.2f}" if known else "none") + (f", {without} undefined" if without else "")
+
+
 def setting_of(rows: list[Row]) -> str:
     """Return in words what the runs of an experiment share."""
     results = [result for row in rows for result in row.results.values()]
@@ -262,6 +273,8 @@ COLUMNS: dict[str, Callable[[Row], dict[str, Any]]] = {
     "seeds": seed_cells,
     "difference": difference_cell,
     "cost": cost_cell,
+    "hd95": lambda row: {"95HD (mm)": mean_distance(row, "hd95")},
+    "asd": lambda row: {"ASD (mm)": mean_distance(row, "asd")},
     "minutes": minutes_cell,
     "commit": commit_cell,
 }

@@ -40,6 +40,7 @@ def main() -> None:
         "cost": cost_of(type(trainer)),
         "seconds": seconds_of(trainer),
         "dice": dice_of(summary, trainer.dataset_json["file_ending"]),
+        **distances_of(trainer),
     }
     write_json_atomically(facts | outcome, result)
 
@@ -89,6 +90,24 @@ def dice_of(summary: dict[str, Any], ending: str) -> dict[str, dict[str, float |
         }
         for case in summary["metric_per_case"]
     }
+
+
+def distances_of(trainer: Any) -> dict[str, dict[str, dict[str, float | None]]]:  # noqa: ANN401
+    """Return 95HD (of both directions together) and ASD in mm of each case and label; None where a mask is empty."""
+    from nnunet_ssl.evaluation.folders import cases_of, evaluate_folders
+    from nnunet_ssl.evaluation.structures import Structures
+
+    folder, validation = Path(trainer.preprocessed_dataset_folder_base), Path(trainer.output_folder, "validation")
+    structures = Structures.of_dataset(folder / "dataset.json", trainer.plans_manager.plans)
+    cases = cases_of(validation, structures.ending)
+    labels = trainer.dataset_json["labels"]
+    keys = {name: str(tuple(label) if isinstance(label, list) else label) for name, label in labels.items()}
+    found: dict[str, dict[str, dict[str, float | None]]] = {"hd95": {}, "asd": {}}
+    for row in evaluate_folders(folder / "gt_segmentations", validation, structures, num_processes=1, cases=cases):
+        for name, of_cases in found.items():
+            distance = getattr(row.metrics, name)
+            of_cases.setdefault(row.case, {})[keys[row.label]] = None if isnan(distance) else round(distance, 4)
+    return found
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import data_of_runs as data
@@ -294,6 +296,32 @@ def test_outcome_of_a_training():
             return {"epoch_start_timestamps": [10.0, 100.0, 200.0], "epoch_end_timestamps": [20.0, 130.0]}[key]
 
     assert train_one.seconds_of(argparse.Namespace(logger=Logger())) == 40
+
+
+def test_distances_by_hand(tmp_path):
+    """Two rows of three voxels of 2 mm, one voxel apart: each end is 2 mm from one of the other; the core is missed."""
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    content = {"labels": labels, "file_ending": ".nii.gz", "channel_names": {"0": "MR"}, "numTraining": 2}
+    (tmp_path / "dataset.json").write_text(json.dumps(content | {"regions_class_order": [1, 2]}))
+    reference, prediction = np.zeros((2, 1, 1, 8), np.uint8)
+    reference[..., 2:4], reference[..., 4] = 1, 2
+    prediction[..., 3:6] = 1
+    for folder, array in (("gt_segmentations", reference), ("validation", prediction)):
+        (tmp_path / folder).mkdir()
+        image = SimpleITK.GetImageFromArray(array)
+        image.SetSpacing((2.0, 1.0, 1.0))
+        SimpleITK.WriteImage(image, str(tmp_path / folder / "a.nii.gz"))
+    (tmp_path / "gt_segmentations" / "not_validated.nii.gz").touch()
+    trainer = argparse.Namespace(
+        preprocessed_dataset_folder_base=str(tmp_path),
+        output_folder=str(tmp_path),
+        plans_manager=argparse.Namespace(plans={"image_reader_writer": "SimpleITKIO"}),
+        dataset_json=content,
+    )
+    assert train_one.distances_of(trainer) == {
+        "hd95": {"a": {"(1, 2)": 2.0, "2": None}},
+        "asd": {"a": {"(1, 2)": 2.0, "2": None}},
+    }
 
 
 def test_cost_is_that_of_our_trainers_and_of_those_built_on_them():

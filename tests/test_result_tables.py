@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import tables
 from result_files import Run
 from tables import Table
 
-TABLE = Table("mine", (1, 2), title="Mine", text="Of two seeds.")
+COLUMNS = ("trainer", "seeds", "difference", "cost", "commit")
+TABLE = Table("mine", (1, 2), title="Mine", text="Of two seeds.", columns=COLUMNS)
 SETTING = {
     "dataset": "Dataset001_Mine",
     "patient_pattern": None,
@@ -100,12 +102,23 @@ def test_a_label_that_nobody_has_is_left_out(tmp_path):
     assert tables.dice_of_cases(result) == pytest.approx({"a": 0.2, "b": 0.6})
 
 
+def test_distances_are_means_of_what_is_defined(tmp_path):
+    for seed, distance in ((1, 2.0), (2, 6.0)):
+        write(
+            tmp_path, "nnUNetTrainer", seed, {"a": 0.5}, hd95={"a": {"1": distance, "2": 1.0}}, asd={"a": {"1": None}}
+        )
+    table = Table("mine", (1, 2), columns=("hd95", "asd"))
+    assert lines(tmp_path, table)[::2] == ["| 95HD (mm) | ASD (mm) |", "| 2.50 | none, 2 undefined |"]
+    write(tmp_path, "nnUNetTrainer", 2, {"a": 0.5})
+    assert lines(tmp_path, table)[2] == "|  |  |"
+
+
 def test_the_interval_is_over_patients(tmp_path):
     """Of two patients, one of whom has two cases: (0.1 + 0.3) / 2 = 0.2 and 0.4; no interval of so few."""
     setting = SETTING | {"patient_pattern": r"p\d"}
     write(tmp_path, "nnUNetTrainer", 1, dict.fromkeys(("p1_a", "p1_b", "p2_a"), 0.5), setting=setting)
     write(tmp_path, "nnUNetTrainerBCP", 1, {"p1_a": 0.6, "p1_b": 0.8, "p2_a": 0.9}, setting=setting)
-    assert "| 0.7667 | +0.3000 | 2.33 |" in lines(tmp_path, Table("mine", (1,)))[3]
+    assert "| 0.7667 | +0.3000 | 2.33 |" in lines(tmp_path, replace(TABLE, seeds=(1,)))[3]
 
 
 # ---- which rows ----
