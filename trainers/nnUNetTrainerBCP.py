@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 
-import torch
-
-from nnunet_ssl.building_blocks.mixing import alternating, random_box
+from nnunet_ssl.building_blocks.mixing import alternating, mix_labeled_with_unlabeled, random_box
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training.step import Losses
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
@@ -51,9 +49,8 @@ class nnUNetTrainerBCP(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         batch_size, _, *spatial = labeled.image.shape
         box = random_box(spatial, self.box_side, labeled.image.device)
         is_labeled = box ^ alternating(batch_size, len(spatial), labeled.image.device)
-        labels = torch.where(is_labeled, space.labels(labeled.full_target), space.pseudo_label(probs))
+        pairs = (labeled.image, labeled.full_target), (unlabeled.strong, space.pseudo_label(probs))
         del probs  # the student's pass needs the room
-        outputs = self.forward_pass(torch.where(is_labeled, labeled.image, unlabeled.strong)).outputs
-        parts = (is_labeled & space.is_known(labeled.full_target), ~is_labeled)
-        labeled_part, pseudo_label = self.masked_losses(outputs, labels, parts)
+        image, labels, parts = mix_labeled_with_unlabeled(space, is_labeled, *pairs)
+        labeled_part, pseudo_label = self.masked_losses(self.forward_pass(image).outputs, labels, parts)
         yield {"labeled_part": labeled_part, "pseudo_label": self.pseudo_label_weight * pseudo_label}

@@ -1,9 +1,26 @@
 """Mixing images with each other: boxes that are cut and pasted, and partners in the batch."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from nnunet_ssl.building_blocks.label_space import LabelSpace
+
+
+class Mixed(NamedTuple):
+    """Images that are labeled in some places and pseudo-labeled in the others.
+
+    Attributes:
+        image: (B, C, *spatial).
+        labels: as `LabelSpace.pseudo_label` returns them.
+        parts: where a label is known, and where there is a pseudo-label; each bool (B, 1, *spatial).
+    """
+
+    image: Tensor
+    labels: Tensor
+    parts: tuple[Tensor, Tensor]
 
 
 def random_box(spatial: Sequence[int], side: float, device: torch.device) -> Tensor:
@@ -80,6 +97,23 @@ def cut_mix(maps: Sequence[Tensor], probability: float, shares: tuple[float, flo
     """
     boxes = random_boxes(len(maps[0]), maps[0].shape[2:], probability, shares, maps[0].device)
     return [torch.where(boxes, partner(whole), whole) for whole in maps]
+
+
+def mix_labeled_with_unlabeled(
+    space: LabelSpace, is_labeled: Tensor, labeled: tuple[Tensor, Tensor], unlabeled: tuple[Tensor, Tensor]
+) -> Mixed:
+    """Return images that are those of one batch where a mask says so, and those of the other one elsewhere.
+
+    Args:
+        space: what the labels mean.
+        is_labeled: bool (B, 1, *spatial).
+        labeled: images (B, C, *spatial) and nnU-Net's target at full resolution.
+        unlabeled: images (B, C, *spatial) and their pseudo-labels.
+    """
+    (image, target), (other_image, pseudo_label) = labeled, unlabeled
+    parts = (is_labeled & space.is_known(target), ~is_labeled)
+    labels = torch.where(is_labeled, space.labels(target), pseudo_label)
+    return Mixed(torch.where(is_labeled, image, other_image), labels, parts)
 
 
 def interpolate(first: Tensor, second: Tensor, share: Tensor) -> Tensor:

@@ -4,10 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
 from nnunet_ssl.building_blocks.mixing import (
     alternating,
     cut_mix,
     interpolate,
+    mix_labeled_with_unlabeled,
     partner,
     random_box,
     random_boxes,
@@ -87,3 +89,27 @@ def test_shares_follow_the_beta_distribution():
     shares = random_shares(20000, 0.2, CPU)
     assert shares.mean().item() == pytest.approx(0.5, abs=0.01)
     assert shares.var().item() == pytest.approx(1 / (4 * (2 * 0.2 + 1)), abs=0.005)
+
+
+def test_mixing_labeled_with_unlabeled_by_hand():
+    """Four voxels: labeled, labeled but ignored, unlabeled twice; the ignore label (2) counts as background."""
+    is_labeled = torch.tensor([[[True, True, False, False]]])
+    image, other = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), torch.tensor([[[5.0, 6.0, 7.0, 8.0]]])
+    target, pseudo_label = torch.tensor([[[1, 2, 1, 2]]]), torch.tensor([[[0, 1, 1, 0]]])
+    space = SoftmaxLabels(2, ignore_label=2)
+    mixed = mix_labeled_with_unlabeled(space, is_labeled, (image, target), (other, pseudo_label))
+    assert mixed.image.tolist() == [[[1.0, 2.0, 7.0, 8.0]]]
+    assert mixed.labels.tolist() == [[[1, 0, 1, 0]]]
+    assert [part.tolist() for part in mixed.parts] == [[[[True, False, False, False]]], [[[False, False, True, True]]]]
+
+
+def test_mixing_with_regions_takes_the_ignore_channel_from_the_labeled_image():
+    is_labeled = torch.tensor([[[True, True, False]]])
+    target = torch.tensor([[[1, 0, 1], [0, 0, 1], [0, 1, 1]]])
+    images = torch.zeros(1, 1, 3), torch.ones(1, 1, 3)
+    pseudo_label = torch.tensor([[[0, 0, 0], [1, 1, 1]]])
+    mixed = mix_labeled_with_unlabeled(
+        SigmoidRegions(2, ignore_label=3), is_labeled, (images[0], target), (images[1], pseudo_label)
+    )
+    assert mixed.labels.tolist() == [[[1, 0, 0], [0, 0, 1]]]
+    assert [part.tolist() for part in mixed.parts] == [[[[True, False, False]]], [[[False, False, True]]]]
