@@ -1,5 +1,6 @@
 """Mixing images with each other: boxes that are cut and pasted, and partners in the batch."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -68,6 +69,32 @@ def random_boxes(
         if share > 0.0:
             boxes[sample] = random_box(spatial, share ** (1 / len(spatial)), device)[0]
     return boxes
+
+
+def random_blocks(count: int, spatial: Sequence[int], blocks: int, share: float, device: torch.device) -> Tensor:
+    """Return masks of a grid of blocks, some of which are true at random: bool (count, 1, *spatial).
+
+    Which ones is drawn on the CPU, so that nothing waits for the device.
+
+    Args:
+        count: of the masks.
+        spatial: size of the patch.
+        blocks: along each axis, of nearly one size; an axis that is shorter has one for each voxel.
+        share: of the blocks that are true, in (0, 1]; rounded, at least one.
+        device: of the masks.
+
+    Raises:
+        ValueError: the share is none, or there is no block.
+    """
+    if not 0.0 < share <= 1.0 or blocks < 1:
+        raise ValueError(f"a grid has a share of its blocks in (0, 1] and at least one, got {share} of {blocks}")
+    grid = [min(blocks, size) for size in spatial]
+    chosen = max(1, round(share * math.prod(grid)))
+    drawn = torch.rand(count, math.prod(grid)).argsort(1) < chosen
+    mask = drawn.view(count, 1, *grid).to(device, non_blocking=True)
+    for axis, (number, size) in enumerate(zip(grid, spatial, strict=True), start=2):
+        mask = mask.index_select(axis, torch.arange(size, device=device) * number // size)
+    return mask
 
 
 def alternating(batch_size: int, dimensions: int, device: torch.device) -> Tensor:

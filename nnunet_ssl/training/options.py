@@ -22,7 +22,7 @@ HOST_SETTINGS: dict[str, type] = {
 FRACTIONS = ("_duration", "_fraction", "_decay", "_threshold", "_probability", "_dropout", "_box", "_percent")
 RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (FRACTIONS, "a fraction in [0, 1]", lambda value: 0.0 <= value <= 1.0),
-    (("_side",), "a fraction in (0, 1]", lambda value: 0.0 < value <= 1.0),
+    (("_side", "_share"), "a fraction in (0, 1]", lambda value: 0.0 < value <= 1.0),
     (("_weight",), "0 or more", lambda value: value >= 0.0),
     (("_concentration",), "more than 0", lambda value: value > 0.0),
 )

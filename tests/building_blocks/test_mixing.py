@@ -11,6 +11,7 @@ from nnunet_ssl.building_blocks.mixing import (
     interpolate,
     mix_labeled_with_unlabeled,
     partner,
+    random_blocks,
     random_box,
     random_boxes,
     random_shares,
@@ -33,6 +34,40 @@ def test_a_box_is_one_box_of_the_size_asked_for(spatial, side):
 def test_boxes_reach_every_voxel():
     torch.manual_seed(0)
     assert sum(random_box((6, 6), 0.5, CPU).int() for _ in range(200)).min() > 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=3), st.integers(1, 5), st.floats(0.01, 1.0))
+def test_blocks_are_a_grid_of_which_a_share_is_true(spatial, blocks, share):
+    masks = random_blocks(3, spatial, blocks, share, CPU)
+    assert masks.shape == (3, 1, *spatial)
+    grid = [min(blocks, size) for size in spatial]
+    place = np.indices(spatial).reshape(len(spatial), -1)
+    block_of_voxel = [n * p // s for n, p, s in zip(grid, place, spatial, strict=True)]
+    flat = np.ravel_multi_index(block_of_voxel, grid)
+    for mask in masks.numpy():
+        of_blocks = [set(mask.ravel()[flat == block]) for block in range(np.prod(grid))]
+        assert all(len(values) == 1 for values in of_blocks), "a block is whole, and none is empty"
+        assert sum(True in values for values in of_blocks) == max(1, round(share * np.prod(grid)))
+
+
+def test_blocks_of_a_patch_that_is_no_multiple_differ_by_one_voxel():
+    sizes = {int(random_blocks(1, (10,), 4, 0.25, CPU).sum()) for _ in range(50)}
+    assert sizes == {2, 3}
+
+
+def test_each_mask_has_blocks_of_its_own_that_reach_everywhere():
+    torch.manual_seed(0)
+    masks = random_blocks(100, (8, 6), 4, 0.5, CPU)
+    assert len({mask.numpy().tobytes() for mask in masks}) > 90
+    assert masks.sum(0).min() > 0
+    assert masks.sum(0).max() < 100
+
+
+@pytest.mark.parametrize(("blocks", "share"), [(4, 0.0), (4, 1.1), (0, 0.5)])
+def test_blocks_that_cannot_be_are_refused(blocks, share):
+    with pytest.raises(ValueError, match="share of its blocks in"):
+        random_blocks(1, (8, 8), blocks, share, CPU)
 
 
 def test_side_that_is_no_fraction_is_refused():
