@@ -3,9 +3,11 @@
     python benchmarks/step_time.py --trainer nnUNetTrainerMeanTeacher --features 16 32 64 128 --batch-size 2
 
 The steps of all trainers alternate, on one batch of random numbers in memory, at the middle of the run. The cost
-model is the ratio that a trainer states (`STEP_COST`). Peak memory is measured with each trainer in a process of its
-own: what CUDA allocated, or on the CPU how far the high-water mark of the process rose above what it held before the
-trainer was made; nan where the system is not Linux.
+model is the ratio that a trainer states (`STEP_COST`); where it says how often each of its networks is passed
+(`PASSES`), it is these numbers times what a pass of each network costs in the same run. host_seconds are those that a
+step waited for work of the host. Peak memory is measured with each trainer in a process of its own: what CUDA
+allocated, or on the CPU how far the high-water mark of the process rose above what it held before the trainer was made;
+nan where the system is not Linux.
 """
 
 import argparse
@@ -17,15 +19,18 @@ import pkgutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.data.views import VIEWS
 
 HERE = Path(__file__).parent
+WARMUP_TURNS = 3  # not counted
 DATASET_JSON = {
     "channel_names": {"0": "MRI"},
     "labels": {"background": 0, "anterior": 1, "posterior": 2},
@@ -33,7 +38,16 @@ DATASET_JSON = {
     "file_ending": ".nii.gz",
 }
 BASELINE = "nnUNetTrainer"
-COLUMNS = ("trainer", "seconds", "ratio", "cost_model", "share_of_model", "peak_gib", "peak_ratio")
+COLUMNS = ("trainer", "seconds", "ratio", "cost_model", "share_of_model", "host_seconds", "peak_gib", "peak_ratio")
+FORWARD_AND_BACKWARD = 3  # passes: a backward one counts as two forward ones
+
+
+class Timing(NamedTuple):
+    """Median seconds of a step, of which the host let the device wait so many, and of a pass of each network of it."""
+
+    step: float
+    host: float
+    networks: dict[str, float]
 
 
 def main() -> int:
@@ -41,10 +55,15 @@ def main() -> int:
     options = parse_arguments()
     names = [BASELINE, *all_trainers(options.trainer)]
     os.environ["nnUNet_results"] = tempfile.mkdtemp()
-    seconds = time_alternately(names, options)
+    timings = time_alternately(names, options)
     peaks = {name: peak_memory(name, options) for name in names}
-    rows = [row_of(name, seconds, peaks) for name in names]
+    rows = [row_of(name, timings, peaks) for name in names]
     print_table(rows)
+    for name, timing in timings.items():
+        first, *others = timing.networks or [None]
+        for network in others:
+            cost = timing.networks[network] / timing.networks[first]
+            print(f"{name}: a pass of the {network} network costs {cost:.2f} of the {first} one's")
     with open(options.output, "w", newline="") as opened:
         writer = csv.DictWriter(opened, COLUMNS)
         writer.writeheader()
@@ -126,21 +145,50 @@ def make_batch(trainer: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"data": torch.randn(shape), "target": target, "keys": keys, "unlabeled": unlabeled}
 
 
-def time_alternately(names: list[str], options: argparse.Namespace) -> dict[str, float]:
-    """Return the median seconds of a step, the trainers taking turns so that they meet the same disturbances."""
+def time_alternately(names: list[str], options: argparse.Namespace) -> dict[str, Timing]:
+    """Return the median seconds of each trainer; they take turns so that they meet the same disturbances."""
     torch.set_num_threads(options.threads)
     trainers = {name: make_trainer(name, options) for name in names}
     batch = make_batch(trainers[BASELINE])
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(options.steps + 3):  # three to warm up
+    steps: dict[str, list[float]] = {name: [] for name in names}
+    passes = {name: {network: [] for network, _ in getattr(trainers[name], "PASSES", ())} for name in names}
+    for _ in range(options.steps + WARMUP_TURNS):
         for name, trainer in trainers.items():
-            start = time.perf_counter()
-            trainer.train_step(batch)
-            if options.device == "cuda":
-                torch.cuda.synchronize()
-            if turn >= 3:
-                times[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in times.items()}
+            steps[name].append(seconds_of(lambda t=trainer: t.train_step(batch), options.device))
+            for network, seconds in passes[name].items():
+                seconds.append(seconds_of(lambda t=trainer, n=network: pass_network(t, n, batch), options.device))
+    return {
+        name: Timing(
+            median(steps[name][WARMUP_TURNS:]),
+            waited_for_host(trainer),
+            {network: median(seconds[WARMUP_TURNS:]) for network, seconds in passes[name].items()},
+        )
+        for name, trainer in trainers.items()
+    }
+
+
+def seconds_of(run: Callable[[], object], device: str) -> float:
+    """Return how long something takes, with what it left for the device to do."""
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def pass_network(trainer: Any, network: str, batch: dict[str, Any]) -> None:  # noqa: ANN401
+    """Pass a labeled batch through a network, forward and backward."""
+    labeled, _ = batches_on_device(batch, trainer.device)
+    with trainer.step.autocast():
+        loss = trainer.supervised_loss(labeled, network)
+    loss.backward()
+    trainer.networks[network].zero_grad(set_to_none=True)
+
+
+def waited_for_host(trainer: Any) -> float:  # noqa: ANN401
+    """Return the median seconds that a step waited for what runs on the host; 0 where nothing does."""
+    records = trainer.observer.epoch_records if hasattr(trainer, "observer") else {}
+    return median(records.get("host/seconds_waiting", [0.0])[WARMUP_TURNS:] or [0.0])
 
 
 def peak_memory(name: str, options: argparse.Namespace) -> float:
@@ -174,14 +222,24 @@ def kib_of_process(field: str) -> float:
     return int(account[field].split()[0])
 
 
-def row_of(name: str, seconds: dict[str, float], peaks: dict[str, float]) -> dict[str, Any]:
+def row_of(name: str, timings: dict[str, Timing], peaks: dict[str, float]) -> dict[str, Any]:
     """Return one line of the table."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    ratio = seconds[name] / seconds[BASELINE]
-    cost = getattr(recursive_find_trainer_class_by_name(name), "STEP_COST", 1.0)
-    values = (name, seconds[name], ratio, cost, ratio / cost, peaks[name], peaks[name] / peaks[BASELINE])
+    timing = timings[name]
+    ratio, cost = timing.step / timings[BASELINE].step, cost_of(recursive_find_trainer_class_by_name(name), timing)
+    values = (name, timing.step, ratio, cost, ratio / cost, timing.host, peaks[name], peaks[name] / peaks[BASELINE])
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def cost_of(trainer: type, timing: Timing) -> float:
+    """Return the cost of a step that a trainer states, with what its networks' passes cost here if it counts them."""
+    passes = getattr(trainer, "PASSES", ())
+    if not passes:
+        return getattr(trainer, "STEP_COST", 1.0)
+    first = next(iter(timing.networks.values()))
+    counted = sum(number * timing.networks[network] / first for network, number in passes)
+    return counted / FORWARD_AND_BACKWARD
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

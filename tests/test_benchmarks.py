@@ -328,3 +328,26 @@ def test_cost_is_that_of_our_trainers_and_of_those_built_on_them():
     ours = type("Base", (), {"__module__": "nnunet_ssl.training.base", "STEP_COST": 7 / 3})
     renamed = type("nnUNetTrainerMine", (ours,), {"__module__": "mine", "STEP_COST": 2.0})
     assert (train_one.cost_of(ours), train_one.cost_of(renamed), train_one.cost_of(dict)) == (2.3333, 2.0, None)
+
+
+def test_cost_of_unlike_networks_is_counted_in_their_passes():
+    """Six passes of the first network, and seven of one that costs 1.5 of it: (6 + 10.5) / 3."""
+    unlike = type("Unlike", (), {"STEP_COST": 9.0, "PASSES": (("first", 6), ("second", 7))})
+    timing = step_time.Timing(step=1.0, host=0.0, networks={"first": 0.2, "second": 0.3})
+    assert step_time.cost_of(unlike, timing) == pytest.approx(5.5)
+    assert step_time.cost_of(type("One", (), {"STEP_COST": 2.0}), timing) == 2.0
+
+
+def test_step_time_of_two_networks_and_of_the_host(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    words = "--trainer nnUNetTrainerCrossTeaching --steps 1 --features 4 8 8 8 --batch-size 1 --device cpu --threads 1"
+    monkeypatch.setattr(sys, "argv", ["step_time.py", *words.split()])
+    timings = step_time.time_alternately(["nnUNetTrainer", "nnUNetTrainerCrossTeaching"], step_time.parse_arguments())
+    assert list(timings["nnUNetTrainerCrossTeaching"].networks) == ["first", "second"]
+    assert timings["nnUNetTrainer"].networks == {}
+    assert all(seconds > 0 for seconds in timings["nnUNetTrainerCrossTeaching"].networks.values())
+    row = step_time.row_of("nnUNetTrainerCrossTeaching", timings, dict.fromkeys(timings, 1.0))
+    assert (row["host_seconds"], list(row)) == (0.0, list(step_time.COLUMNS))
+    waiting = argparse.Namespace(epoch_records={"host/seconds_waiting": [9.0, 9.0, 9.0, 2.0, 4.0, 3.0]})
+    assert step_time.waited_for_host(argparse.Namespace(observer=waiting)) == 3.0, "three to warm up are not counted"

@@ -33,6 +33,7 @@ class nnUNetTrainerCrossTeaching(DualNetworkTrainer):  # noqa: N801 - nnU-Net's 
     """
 
     STEP_COST = 5.3  # of nnU-Net's own step, measured; see above
+    PASSES = (("first", 6), ("second", 7))  # of a batch; a backward one counts as two
 
     VIEWS = ("weak",)
     second_architecture = "other"  # paper §2: two architectures
