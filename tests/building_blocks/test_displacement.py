@@ -123,13 +123,14 @@ def naive_boxes(kind: str, search: Search, is_unsure: np.ndarray, probs: np.ndar
             along = [range(a, b - n + 1, c) for a, b, n, c in zip(first, last, size, cell, strict=True)]
             start = min(itertools.product(*along), key=lambda at: confidence[image][box_of(at, size)].mean())
         wanted = [probs[image, k][box_of(start, size)].mean() for k in range(probs.shape[1])]
+        least = max(0.5 * foreground[image][box_of(start, size)].mean(), 1e-9)
         for other in [(image + i) % batch_size for i in range(1, batch_size)] or [image]:
             windows = []
             for at in itertools.product(*(naive_starts(*one) for one in zip(shape, size, cell, strict=True))):
                 box = box_of(at, size)
                 overlaps = all(abs(a - b) < n for a, b, n in zip(at, start, size, strict=True))
                 is_sure = confidence[other][box].mean() >= search.threshold
-                if is_sure and foreground[other][box].any() and not (other == image and overlaps):
+                if is_sure and foreground[other][box].mean() >= least and not (other == image and overlaps):
                     windows.append((-confidence[other][box].mean(), at))
             surest = [at for _, at in sorted(windows)[:4]]
             if surest:
@@ -338,7 +339,9 @@ def test_sources_are_sure_of_foreground_elsewhere_and_boxes_are_small(seed, kind
         for place in (one.start, one.source_start):
             assert all(0 <= at <= side - n for at, side, n in zip(place, shape, one.size, strict=True))
         source = probs[one.source][(slice(None), *one.source_box)].flatten(1).numpy()
-        assert any(naive_is_foreground(kind, voxel) for voxel in source.T)
+        own = probs[one.image][(slice(None), *one.box)].flatten(1).numpy()
+        held, needed = (sum(naive_is_foreground(kind, voxel) for voxel in box.T) for box in (source, own))
+        assert held >= max(1, needed / 2)
         assert np.mean([naive_confidence(kind, voxel) for voxel in source.T]) >= 0.5
         assert (one.source != one.image) == (batch_size > 1)
         if batch_size == 1:
