@@ -213,12 +213,13 @@ def largest_region(is_inside: np.ndarray) -> tuple[tuple[slice, ...], int] | Non
         is_inside: bool, of 2 or 3 dimensions.
     """
     even = np.pad(is_inside, [(0, side % 2) for side in is_inside.shape])  # cc3d miscounts regions of odd sides
-    regions, number = cc3d.connected_components(even, connectivity=3**even.ndim - 1, return_N=True)
-    if not number:
+    regions = cc3d.connected_components(even, connectivity=3**even.ndim - 1)
+    voxels = np.bincount(regions[even])
+    if not voxels.size:
         return None
-    statistics = cc3d.statistics(regions)
-    largest = 1 + int(np.argmax(statistics["voxel_counts"][1 : number + 1]))
-    return tuple(statistics["bounding_boxes"][largest]), int(statistics["voxel_counts"][largest])
+    is_largest, axes = regions == voxels.argmax(), range(regions.ndim)
+    inside = [np.flatnonzero(is_largest.any(tuple({*axes} - {axis}))) for axis in axes]
+    return tuple(slice(int(along[0]), int(along[-1]) + 1) for along in inside), int(voxels.max())
 
 
 def integral_image(maps: np.ndarray, dimensions: int) -> np.ndarray:
