@@ -35,8 +35,8 @@ class Search:
     """Which boxes are looked for.
 
     Attributes:
-        threshold: τ in [0, 1], of the confidence: an unsure voxel may be below it, a source is not in the mean.
-        fraction: κ in [0, 1], of an image's voxels: so many are unsure in any case; see `confidence_limit`.
+        threshold: τ in [0, 1]: a voxel of less confidence is unsure, and a source has at least this mean confidence.
+        fraction: κ in [0, 1], of an image's voxels: about so many are unsure in any case; see `confidence_limit`.
         largest_side: of the patch along each axis, in (0, 1], to which boxes are cut down.
         smallest_side: of the patch along each axis, in (0, 1]; an image whose largest unsure region has fewer voxels
             than a box of this side is left alone.
@@ -207,7 +207,7 @@ def _product(place: Place, other: Place) -> Place:
 def largest_region(is_inside: np.ndarray) -> tuple[tuple[slice, ...], int] | None:
     """Return box and number of voxels of the largest connected region; None where there is none.
 
-    Voxels that touch at a corner are connected. Of regions of the same size it is the first.
+    Voxels that touch at a corner are connected.
 
     Args:
         is_inside: bool, of 2 or 3 dimensions.
