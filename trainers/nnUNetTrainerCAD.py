@@ -71,15 +71,15 @@ class nnUNetTrainerCAD(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
         yield {"supervised": self.supervised_loss(labeled)}
         yield {"second_supervised": self.supervised_loss(labeled, "second")}
 
+        labels = space.pseudo_label(self.network_probabilities(image, "second"))
         boxes = pending.result()
         self.record(displaced_shares(boxes, image.shape))
-        labels = space.pseudo_label(self.network_probabilities(image, "second"))
         for student, target, other in (("first", *targets), ("second", *reversed(targets))):
             found = self.forward_pass(image, student)
             probs = self.probabilities(found.logits)
             cross = self.cross_weight * ramp * self.masked_loss(found.outputs, labels, torch.ones_like(labels))
             consistency = self.consistency_weight * ramp * mean_squared_error(probs, target)
-            labels = space.pseudo_label(probs)  # for the second student
+            labels = space.pseudo_label(probs) if student == "first" else None  # which the second one learns
             self.observe_pseudo_labels(other, probs.detach(), student)
             yield {f"{student}_cross": cross, f"{student}_consistency": consistency}
 
