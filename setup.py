@@ -91,6 +91,7 @@ setup(
         "batchgenerators>=0.25.3",
         "batchgeneratorsv2>=0.3.0",
         "blosc2>=3.3.2",
+        "connected-components-3d>=4,<5",
         "filelock>=3.12",
         "h5py>=3.10",
         "jinja2>=3.1",

@@ -19,3 +19,8 @@ def gaussian_rampup(progress: float, duration: float) -> float:
         raise ValueError(f"the duration of a ramp is a fraction of the run in [0, 1], got {duration}")
     position = min(progress / duration, 1.0) if duration > 0 else 1.0
     return math.exp(-5.0 * (1.0 - position) ** 2)
+
+
+def between(first: float, last: float, share: float) -> float:
+    """Return the number that lies a share of the way from the first to the last one."""
+    return first + share * (last - first)

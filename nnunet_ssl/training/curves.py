@@ -15,6 +15,7 @@ from matplotlib.ticker import SymmetricalLogLocator
 
 matplotlib.use("agg")
 
+SECONDS = ("step_seconds", "host/seconds")  # beginnings of names: an epoch has their median, others have their mean
 # Panel: title, unit of its axis, and the curves in it by the beginning of their names.
 PANELS = (
     ("Losses, weighted", "loss", ("loss/",)),
@@ -23,7 +24,7 @@ PANELS = (
     ("What the network learns from", "share of unlabeled voxels", ("confident", "agreement", "utilization")),
     ("Foreground by class", "share of voxels (log)", ("pseudo_label", "labeled/")),
     ("Learning rate", "learning rate", ("learning_rate",)),
-    ("Time of a step", "s (median of the epoch)", ("step_seconds",)),
+    ("Time of a step", "s (median of the epoch)", SECONDS),
 )
 LOGARITHMIC = ("Foreground by class",)
 SMALLEST_SHARE = 1e-4  # below it the axis is linear
@@ -88,7 +89,7 @@ class Curves:
             axis.set_yscale("symlog", linthresh=SMALLEST_SHARE)  # zero is on it: a class may vanish
             axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=SMALLEST_SHARE, subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
-        if names == ["step_seconds"]:
+        if names[-1].startswith(SECONDS):
             axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         if names not in (["learning_rate"], ["step_seconds"]):

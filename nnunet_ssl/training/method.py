@@ -6,8 +6,9 @@ not be whole, and is checked; see `training/options.py`. A method has no `__init
 precision or file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from nnunet_ssl.building_blocks.masked_loss import deep_supervision_loss, masked
 from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training import distributed
+from nnunet_ssl.training.host_work import Pending
 from nnunet_ssl.training.run_state import Stateful
 from nnunet_ssl.training.step import Losses
 
@@ -212,7 +214,7 @@ class Method:
         """The spatial axes along which this run mirrors, by nnU-Net's choice."""
         return tuple(self.inference_allowed_mirroring_axes or ())
 
-    # ---- what a method calls: time, curves, processes ----
+    # ---- what a method calls: time, curves, host, processes ----
 
     @property
     def progress(self) -> float:
@@ -246,6 +248,19 @@ class Method:
             network: its name, where several learn from different targets.
         """
         self.observer.observe_pseudo_labels(target, probs, network)
+
+    def on_host(self, function: Callable[..., Any], *tensors: Tensor) -> Pending:
+        """Run a function of numpy arrays in a thread of the host, and wait for it in `pending.result()`, later.
+
+        The step goes on meanwhile: yield what does not need the result, nnU-Net's loss for example. Arrays that the
+        function returns come back as tensors on the device. It draws no random numbers of its own, so that a resumed
+        run stays equal: draw them here and pass them.
+
+        Args:
+            function: takes one array for each tensor.
+            tensors: are copied as they are now, without gradient.
+        """
+        return self.host_work.start(function, *tensors)
 
     def sum_over_processes(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes, without gradient; each process has to call it."""

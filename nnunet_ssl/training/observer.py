@@ -14,7 +14,7 @@ from nnunet_ssl.building_blocks.pseudo_label_statistics import (
     pseudo_label_statistics,
     usual_share,
 )
-from nnunet_ssl.training.curves import Curves
+from nnunet_ssl.training.curves import SECONDS, Curves
 from nnunet_ssl.training.epoch_progress import EpochProgress
 
 OBSERVE_EVERY = 25  # steps: often enough for a curve, too seldom to cost time
@@ -74,6 +74,10 @@ class Observer:
         detached = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
         self.step_records |= {**values, **detached}
 
+    def add(self, values: Mapping[str, float]) -> None:
+        """Keep numbers of this step, each added to what the step has of its name already."""
+        self.step_records |= {name: self.step_records.get(name, 0.0) + value for name, value in values.items()}
+
     def observe_labels(self, target: Tensor) -> None:
         """Record now and then the share of each class in the labels of patches from anywhere."""
         if self.is_due and len(target):
@@ -119,8 +123,8 @@ class Observer:
             labels_are_complete: whether each labeled voxel has a class, which is so without an ignore label.
         """
         everything = {name: float(np.mean(values)) for name, values in self.epoch_records.items()}
-        if "step_seconds" in self.epoch_records:
-            everything["step_seconds"] = float(np.median(self.epoch_records["step_seconds"]))
+        seconds = {name: one for name, one in self.epoch_records.items() if name.startswith(SECONDS)}
+        everything |= {name: float(np.median(values)) for name, values in seconds.items()}
         everything |= values
         self.curves.log(epoch, everything)
         if progress >= COLLAPSE_AFTER:

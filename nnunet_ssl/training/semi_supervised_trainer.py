@@ -17,6 +17,7 @@ from nnunet_ssl.building_blocks.label_space import label_space_of
 from nnunet_ssl.building_blocks.second_network import other_architecture
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch, batches_on_device, close_loader
 from nnunet_ssl.training import author_checks, distributed, reproducibility, run_state
+from nnunet_ssl.training.host_work import HostWork
 from nnunet_ssl.training.method import Method
 from nnunet_ssl.training.networks import Networks, bare, on_device
 from nnunet_ssl.training.observer import Observer, channel_names, is_preview_due
@@ -99,6 +100,7 @@ class SemiSupervisedTrainer(Method, ResumableTrainer):
             raise AttributeError(f"{type(self).__name__} has teachers and no ema_decay: write it as a class attribute")
         self.state = on_device(self.build_state(), self.device)
         self.step = Step(self.networks.trained, self.device, self.grad_scaler, self.is_ddp)
+        self.host_work = HostWork(self.device, self.observer.add)
 
     def _build_network(self, architecture: str) -> nn.Module:
         channels = (self.num_input_channels, self.label_manager.num_segmentation_heads)
@@ -124,7 +126,7 @@ class SemiSupervisedTrainer(Method, ResumableTrainer):
     # ---- the run ----
 
     def run_training(self) -> None:
-        """Run as nnU-Net does; whatever happens, no worker process is left behind."""
+        """Run as nnU-Net does; whatever happens, no worker process and no thread is left behind."""
         if not self.was_initialized:
             self.initialize()
         with reproducibility.torch_settings(self.seed is not None, self._do_i_compile()):
@@ -133,6 +135,7 @@ class SemiSupervisedTrainer(Method, ResumableTrainer):
             finally:
                 close_loader(self.dataloader_train)
                 close_loader(self.dataloader_val)
+                self.host_work.close()
 
     def on_train_start(self) -> None:
         """Start with the same weights in all processes, and with teachers that equal their networks."""

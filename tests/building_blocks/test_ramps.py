@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnunet_ssl.building_blocks.ramps import gaussian_rampup
+from nnunet_ssl.building_blocks.ramps import between, gaussian_rampup
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,9 @@ def test_iterations_are_not_mistaken_for_progress():
         gaussian_rampup(250, 0.4)
     with pytest.raises(ValueError, match=r"duration of a ramp .* got 40"):
         gaussian_rampup(0.5, 40)
+
+
+def test_numbers_between_two_others():
+    assert [between(0.6, 0.95, share) for share in (0.0, 0.5, 1.0)] == pytest.approx([0.6, 0.775, 0.95])
+    assert between(0.5, 0.125, 1.0) == 0.125
+    assert between(0.3, 0.3, 0.7) == 0.3
