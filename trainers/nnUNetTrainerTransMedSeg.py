@@ -32,6 +32,7 @@ class nnUNetTrainerTransMedSeg(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's
 
     STEP_COST = 7 / 3  # of nnU-Net's own step; see above
     CHANGES_SUPERVISED_TERM = True  # labels are learned from mixed images too
+
     augmented = "labeled"  # as above; "unlabeled": the teacher's towards the student's, gradient to w alone; abstract
     augmented_weight = 0.5  # β; reconstructed
     rampup_duration = 0.2  # of what follows the warm-up, until the weight is β; reconstructed
@@ -45,10 +46,9 @@ class nnUNetTrainerTransMedSeg(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's
     pseudo_label_weight = 0.5  # of the pasted pseudo-labels; as for BCP
 
     def check_settings(self) -> None:
-        """Refuse another word for what is augmented."""
+        """Refuse another word for what is augmented, and a limit below 0."""
         super().check_settings()
-        if self.augmented not in semantic.STREAMS:
-            raise ValueError(f"augmented is {' or '.join(semantic.STREAMS)}, got {self.augmented!r}")
+        semantic.refuse(augmented=self.augmented, largest_margin=self.largest_margin)
 
     def build_parts(self) -> dict[str, nn.Module]:
         """Return the graph, if it is switched on."""

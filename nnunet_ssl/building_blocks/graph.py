@@ -65,10 +65,10 @@ def affinity(nodes: Tensor) -> Tensor:
 
 
 def normalized_adjacency(weights: Tensor) -> Tensor:
-    """Return D^(-½) A D^(-½) of the weights A ≥ 0 of edges (B, N, N), D being the sums over their rows.
+    """Return D^(-½) A D^(-½) of the weights A of edges (B, N, N), D being the sums over their rows.
 
     Args:
-        weights: with a weight of its own for each node, so that no sum is 0; the gradient flows through.
+        weights: symmetric and ≥ 0; a node without an edge keeps none. The gradient flows through.
     """
     scale = weights.sum(2).clamp_min(torch.finfo(weights.dtype).eps).rsqrt()
     return scale[:, :, None] * weights * scale[:, None, :]

@@ -22,6 +22,14 @@ STREAMS = ("labeled", "unlabeled")  # of features: the student's of labeled imag
 LARGEST_SAMPLE = 2**16  # voxels of each image whose features are counted; ours: it bounds time and memory in 3-D
 
 
+def refuse(augmented: str, largest_margin: float) -> None:
+    """Raise a ValueError for features of no stream, and for a limit below 0."""
+    if augmented not in STREAMS:
+        raise ValueError(f"augmented is {' or '.join(STREAMS)}, got {augmented!r}")
+    if largest_margin < 0.0:
+        raise ValueError(f"largest_margin is 0 or more, got {largest_margin}")
+
+
 def num_classes(space: LabelSpace) -> int:
     """Return K, the number of classes of features: C labels, or outside and inside of each region."""
     return 2 * space.num_channels if isinstance(space, SigmoidRegions) else space.num_channels
@@ -204,9 +212,9 @@ def expected_cross_entropy(space: LabelSpace, logits: Tensor, classes: Tensor, t
         classes: as `class_maps` returns them.
         table: see `Margins`; the gradient flows here.
     """
-    logits, classes = logits.float().flatten(2), classes.flatten(2)
+    logits, classes = logits.flatten(2), classes.flatten(2)
     with torch.autocast(logits.device.type, enabled=False):
-        logits = logits + torch.einsum("bkn,kc->bcn", classes, table)
+        logits = logits + torch.einsum("bkn,kc->bcn", classes, table)  # of which one at least is in float32
     if isinstance(space, SigmoidRegions):
         losses = torch.cat([F.softplus(logits), F.softplus(-logits)], 1)
     else:

@@ -59,6 +59,14 @@ def test_adjacency_is_normalised_by_the_degrees_of_both_ends():
     np.testing.assert_allclose(normalized_adjacency(weights)[0].numpy(), expected, rtol=1e-6)
 
 
+def test_adjacency_of_nodes_without_edges_is_zero():
+    weights = torch.zeros(1, 3, 3, requires_grad=True)
+    found = normalized_adjacency(weights)
+    assert found.abs().max() == 0.0
+    found.sum().backward()
+    assert weights.grad.isfinite().all()
+
+
 def naive_loss(nodes: np.ndarray, assignments: np.ndarray, temperature: float) -> float:
     """Return -Tr(W S Sᵀ) / N² as sums over pairs, the mean over images, in float64."""
     losses = []

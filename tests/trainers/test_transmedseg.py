@@ -59,6 +59,16 @@ def naive_loss(space, classifier, features, labels, weight, moved, limit: float)
     return float(np.mean(losses))
 
 
+def naive_spreads(space, weight, covariance) -> list[float]:
+    """Return what the covariance would add for each class and wrong answer, without a limit."""
+    w, sigma = weight.detach().double().numpy(), covariance.double().numpy()
+    number = len(w)
+    if isinstance(space, SigmoidRegions):
+        return [0.5 * w[c % number] @ sigma[c] @ w[c % number] for c in range(2 * number)]
+    pairs = [(y, w[k] - w[y]) for y in range(number) for k in range(number) if k != y]
+    return [0.5 * d @ sigma[y] @ d for y, d in pairs]
+
+
 @pytest.mark.parametrize("augmented", STREAMS)
 def test_one_pass_of_each_image_and_the_terms_of_its_graph(start, seen, augmented):
     trainer, labeled, unlabeled = start("TransMedSeg", augmented=augmented)
@@ -106,13 +116,12 @@ def test_augmented_loss_is_that_of_the_naive_reference(start, augmented, cell):
         assert 0.3 < weight.float().mean() < 0.7
     moments, source, fraction = trainer.state["moments"], STREAMS.index(augmented), 0.25 * (0.75 - 0.25) / 0.75
     moved = fraction * (moments.means[1 - source] - moments.means[source]), fraction * moments.covariances[1 - source]
-    weights = classifier.weight.flatten(1)
-    trainer.largest_margin = fraction * weights.square().sum(1).mean().item()  # of covariances about 1
+    trainer.largest_margin = np.median(naive_spreads(space, classifier.weight.flatten(1), moved[1]))
     expected = naive_loss(space, classifier, features, labels, weight, moved, trainer.largest_margin)
     losses = next(terms for terms in trainer.training_losses(labeled, unlabeled) if "augmented" in terms)
     assert trainer.observer.step_records["ramp/augmented"] == 1.0
     assert losses["augmented"].item() == pytest.approx(0.3 * expected, rel=1e-4)
-    assert 0.0 <= trainer.observer.step_records["clamped"] < 1.0
+    assert trainer.observer.step_records["clamped"] == pytest.approx(0.5)
     assert 0.0 < trainer.observer.step_records["margin"] < trainer.largest_margin
 
 
@@ -216,10 +225,18 @@ def test_without_augmentation_it_is_bcp_bit_for_bit(tiny_dataset, option, augmen
     assert any(not torch.equal(value, weights[0][name]) for name, value in weights[2].items())
 
 
-def test_another_word_for_what_is_augmented_is_refused(tiny_dataset):
-    trainer = make_trainer(tiny_dataset(), TRAINER, augmented="both")
-    with pytest.raises(ValueError, match="augmented is labeled or unlabeled, got 'both'"):
-        trainer.initialize()
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"augmented": "both"}, "augmented is labeled or unlabeled, got 'both'"),
+        ({"augmented": ""}, "augmented is labeled or unlabeled, got ''"),
+        ({"largest_margin": -1.0}, r"largest_margin is 0 or more, got -1\.0"),
+        ({"statistics_threshold": 1.5}, r"statistics_threshold is a fraction in \[0, 1\], got 1\.5"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(tiny_dataset, option, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tiny_dataset(), TRAINER, **option).initialize()
 
 
 def test_curves_say_how_much_is_added_and_clamped(tiny_dataset):
