@@ -37,7 +37,7 @@ class nnUNetTrainerTransMedSeg(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's
     augmented_weight = 0.5  # β; reconstructed
     rampup_duration = 0.2  # of what follows the warm-up, until the weight is β; reconstructed
     augmentation_fraction = 0.25  # λ₀, when all that follows the warm-up is over; TSA's code
-    largest_margin = 5.0  # the limit, in logits; reconstructed; at most 3 was seen in 1 200 steps, hippocampus 2d
+    largest_margin = 5.0  # the limit, in logits; reconstructed: on hippocampus (2d, tuning fold) at most 3 was seen
     statistics_decay = 0.99  # of the moments, in a step; reconstructed
     statistics_threshold = 0.8  # of the confidence of a pseudo-label for its features to count; reconstructed
     graph_weight = 0.0  # κ; GraphCL has 0.01, of a sum of unknown scale; 0: there is no graph
