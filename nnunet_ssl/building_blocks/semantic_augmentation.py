@@ -152,12 +152,12 @@ class Transfer(NamedTuple):
 
 
 class Margins(NamedTuple):
-    """What augmentation adds to the logits, without and with the clamp.
+    """What augmentation adds to the logits.
 
     Attributes:
         table: (K, C), for a voxel of each class.
         spread: (K, C), the part of it that comes from the covariance, ≥ 0 and up to the limit.
-        is_clamped: bool (K, C), where that part is at its limit.
+        is_clamped: bool (K, C), where that part would be more than the limit.
         pairs: (K, C), 1 where a class has this answer as a wrong one, 0 elsewhere.
     """
 

@@ -302,13 +302,16 @@ def test_prediction_with_a_graph_is_that_of_nnunets_network(tiny_dataset):
 # ---- two processes ----
 
 
+OF_TWO_PROCESSES = {"warmup_fraction": 0.0, "statistics_threshold": 0.3}
+
+
 def step_in_process(rank: int, root: Path, port: int, folder: Path) -> None:
     """Take two steps in one of two processes, each with a batch of its own, and save what came of them."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     draw_no_progress()
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    trainer = started(TinyDataset(Case(num_classes=4), root), TRAINER, warmup_fraction=0.0)
+    trainer = started(TinyDataset(Case(num_classes=4), root), TRAINER, **OF_TWO_PROCESSES)
     batches, moments = [], []
     for _ in range(2):
         batches.append(next(trainer.dataloader_train))
@@ -336,9 +339,10 @@ def test_two_processes_have_the_moments_of_one_with_both_batches(tiny_dataset, t
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=False) for rank in (0, 1))
     for ours, others in zip(first["moments"], second["moments"], strict=True):
         assert torch.equal(ours, others)
+    assert (first["moments"][0][:, :, 0, 0].sum(1) > 0).all()
     halves = [kept["batches"][0] for kept in (first, second)]
     assert not torch.equal(halves[0]["data"], halves[1]["data"])
-    trainer = started(dataset, TRAINER, warmup_fraction=0.0)
+    trainer = started(dataset, TRAINER, **OF_TWO_PROCESSES)
     views = {name: torch.cat([half["unlabeled"][name] for half in halves]) for name in ("weak", "strong")}
     trainer.train_step(
         {
