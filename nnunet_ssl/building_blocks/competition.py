@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace
 
-
 ERROR_DECAY = 0.9  # ours: one batch says little about which network is better, and the authors take one alone
 
 

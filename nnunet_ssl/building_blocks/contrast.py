@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions
 
-
 PROJECTED_CHANNELS = 64  # authors' code
 
 
