@@ -207,10 +207,11 @@ def test_places_that_are_left_are_foreground_then_any():
 
 
 def test_places_take_what_any_of_three_predictions_sees_differently():
-    space = SoftmaxLabels(2)
-    labels = torch.zeros(3, 1, 1, 1000, dtype=torch.long)
-    labels[2, ..., 7] = 1
-    probs = [space.one_hot(one) for one in labels]
+    """All is foreground, and one voxel of another class in the last prediction."""
+    space = SoftmaxLabels(3)
+    labels = torch.ones(3, 1, 1, 1000, dtype=torch.long)
+    labels[2, ..., 7] = 2
+    probs = [space.one_hot(one[None]) for one in labels]
     for seed in range(5):
         torch.manual_seed(seed)
         assert 7 in places_to_compare(space, probs, 2)[0]
