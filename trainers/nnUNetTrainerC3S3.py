@@ -27,9 +27,8 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
 
     p_ik is what network i predicts for view k of u: other intensities, and the encoder's channels times d or 2 - d, d ~
     2 Bernoulli(½). a has the larger smoothed α CE + (1 - α) (1 - Dice) on x, b is the other network. ℓ pulls projected
-    features g together where both agree, against where they differ (building_blocks/contrast.py). A yield is of one
-    p_ik, and sharp(p_b) and all other passes are constant in it: the summed gradient is that of L, and a term of two
-    passes stands in the curves of both. The signal comes from the dropped channels and the other architecture.
+    features g together where both agree, against where they differ (agreement_contrast). Each yield is of one p_ik; all
+    else and sharp(p_b) is constant, and the sum is L's gradient. The signal: dropped channels, the other architecture.
 
     Differences from the paper, of which code and README were read:
         ℓ is the text's: in the code masked voxels stay in its denominators, and nothing pulls what agrees together; it
@@ -37,9 +36,8 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
         the code's two views differ by V-Net's dropout alone, which nnU-Net's networks lack; labeled images have one;
         the error is smoothed; the first network predicts, not the mean of both (export --ensemble hands on both).
 
-    Cost: for each network 3 B labeled and 6 B unlabeled forward passes, and for both 3 B without gradient, to nnU-Net's
-    3 B: 7 if both cost the same. With a residual-encoder U-Net beside a plain one, measured as for CrossTeaching, a
-    ratio of 8.5.
+    Cost: 3 B labeled and 6 B unlabeled forward passes of each network, B and 2 B without gradient, to nnU-Net's 3 B: 7
+    if both networks cost the same; with the two architectures a ratio of 8.5, measured as CrossTeaching's.
     """
 
     STEP_COST = 8.5  # of nnU-Net's own step, measured; see above
@@ -49,7 +47,7 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
     competition_weight = 0.5  # λ; README, Pancreas-CT (LA: 0.1); the code's supervised loss has nnU-Net's scale
     rampup_duration = 1.0  # of the run, of λ; authors' code, which stops long before
     contrast_weight = 0.01  # w; reconstructed; ours, measured: as much gradient as cos; the code's is 1, of another ℓ
-    temperature = 0.1  # T of sharp(p) = p^(1/T) / (p^(1/T) + (1 - p)^(1/T)), and of ℓ; authors' code
+    temperature = 0.1  # T of sharp(p) = p^(1/T) / (p^(1/T) + (1 - p)^(1/T)), as in README, and of ℓ; authors' code
     cross_entropy_fraction = 0.5  # α; README, Pancreas-CT (LA: 0.8)
     dropout_probability = 1.0  # of a pair of views to have channels dropped; ours
     compared_voxels = 20_000  # of an image, by ℓ; reconstructed; ours: the code compares all
@@ -79,15 +77,14 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
             return
         is_loser = self.state["errors"].is_worst(self.sum_over_processes(torch.stack(errors)))
         self.record({"first_wins": is_loser[1]})
-
-        views, masks, projectors = (unlabeled.strong, unlabeled.second_strong), {}, [self.parts[p] for p in PROJECTORS]
+        views, masks = (unlabeled.strong, unlabeled.second_strong), {}
         count = self.compared_voxels if self.contrast_weight else 0
         with torch.no_grad():  # what the first pass with gradient is compared with
             looks = {(i, k): self.look(views[k], i, k, masks) for i, k in PASSES[1:]}
             places = places_to_compare(space, [probs for probs, _ in looks.values()], count)
-            seen = {which: see(space, *looks.pop(which), projectors[which[0]], places) for which in PASSES[1:]}
+            seen = {(i, k): see(space, *looks.pop((i, k)), self.parts[PROJECTORS[i]], places) for i, k in PASSES[1:]}
         for i, k in PASSES:
-            own = see(space, *self.look(views[k], i, k, masks), projectors[i], places)
+            own = see(space, *self.look(views[k], i, k, masks), self.parts[PROJECTORS[i]], places)
             self.observe_pseudo_labels(seen[1 - i, k].probs, own.probs.detach(), ("", "second")[i])
             losses = losses_of_pass(space, own, seen, (i, k), is_loser[i], weights, self.temperature)
             yield {f"{NETWORKS[i]}_{name}_{k + 1}": loss for name, loss in losses.items()}

@@ -71,6 +71,8 @@ def losses_of_pass(
         competition: ⟨(p - sharp(q))²⟩ of this network's p and the other one's q for the same view, if this one loses
         contrast: of this pass and each view of the other network, the sum
 
+    A term that two passes share has its value in both, and each of them its own part of the gradient.
+
     Args:
         space: what the channels mean.
         own: of this pass; the gradient flows here alone, so that over all four passes it is that of the joint loss.
