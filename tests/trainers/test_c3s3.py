@@ -234,9 +234,43 @@ def test_one_graph_is_alive_at_a_time(start):
     assert order == [event for name in passes for event in (name, f"{name} back")]
 
 
-@pytest.mark.parametrize(
-    "cell", [{"regions": True, "ignore": True}, {"ignore": True, "dim": 2, "batch_size": 1}], ids=str
-)
+def test_what_passes_give_to_each_other_holds_no_graph(start, monkeypatch):
+    trainer, labeled, unlabeled = start("C3S3", progress=0.9)
+    module = sys.modules[type(trainer).__module__]
+    original, given = module.losses_of_pass, []
+    monkeypatch.setattr(module, "losses_of_pass", lambda *g: given.append(dict(g[2])) or original(*g))
+    list(trainer.training_losses(labeled, unlabeled))
+    assert [len(seen) for seen in given] == [3, 4, 4, 4]
+    for seen in given:
+        assert not any(one.requires_grad for kept in seen.values() for one in kept)
+
+
+def test_each_term_of_a_pass_moves_its_network_alone(start):
+    trainer, labeled, unlabeled = start("C3S3", progress=0.9)
+    modules = {name: torch.nn.ModuleList(one.modules) for name, one in trainer.networks.trained.items()}
+    trainer.state["errors"].means[1] = 1e3  # the second one loses
+    for losses in list(trainer.training_losses(labeled, unlabeled))[2:]:
+        for name, loss in losses.items():
+            for module in modules.values():
+                module.zero_grad(set_to_none=True)
+            loss.backward(retain_graph=True)
+            norms = {
+                of: sum(p.grad.abs().sum() for p in m.parameters() if p.grad is not None) for of, m in modules.items()
+            }
+            own, other = ("first", "second") if name.startswith("first") else ("second", "first")
+            assert norms[other] == 0, name
+            assert (norms[own] > 0) == (name[:17] != "first_competition"), name
+
+
+def test_pseudo_labels_of_both_networks_are_watched(start):
+    trainer, labeled, unlabeled = start("C3S3", progress=0.5)
+    trainer.step_of_epoch = 0
+    list(trainer.training_losses(labeled, unlabeled))
+    names = {"agreement", "pseudo_label/1", "agreement_for_second", "pseudo_label_for_second/1"}
+    assert names <= trainer.observer.step_records.keys()
+
+
+@pytest.mark.parametrize("cell", [{"regions": True, "ignore": True}, {"ignore": True, "batch_size": 1}], ids=str)
 def test_regions_and_the_ignore_label(start, cell):
     trainer, labeled, unlabeled = start("C3S3", progress=0.9, cell=cell)
     losses = losses_of(trainer, labeled, unlabeled)

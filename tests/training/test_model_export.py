@@ -157,8 +157,8 @@ def test_ensemble_of_two_architectures_is_a_model_each(tiny_dataset, tmp_path, c
 def test_folds_of_an_ensemble_of_two_architectures_keep_their_numbers(tiny_dataset, tmp_path, capsys):
     dataset, trainer = tiny_dataset(), find_trainer("nnUNetTrainerCrossTeaching")
     model, _ = (finished_run(dataset, trainer, fold, seed=fold) for fold in (0, 1))
-    assert export(tmp_path / "model.zip", trainer, "--ensemble", "-f", "0", "1") == 0
-    assert capsys.readouterr().out.count(" -f 0 1 ") == 2
+    assert export(tmp_path / "model.zip", trainer, "--ensemble", "-f", "1", "0") == 0
+    assert capsys.readouterr().out.count(" -f 1 0 ") == 2
     folders = unpacked(tmp_path / "model.zip", tmp_path / "results")
     assert len(folders) == 2
     for folder, network in zip(folders, ("first", "second"), strict=True):
