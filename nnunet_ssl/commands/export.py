@@ -1,7 +1,8 @@
 """Write a trained model as a zip from which plain nnU-Net predicts, without this package.
 
 The zip holds the weights that the training predicts with, the plans and what prediction reads of dataset.json: no
-optimiser, no host names, paths or case ids; of two networks the first, with --ensemble both.
+optimiser, no host names, paths or case ids; of two networks the first, with --ensemble both, as folds of one model or,
+where their architectures differ, as two models.
 nnUNetv2_install_pretrained_model_from_zip installs it; unpacked, nnUNetv2_predict_from_modelfolder predicts with it.
 Inside it is a model of nnUNetTrainer; the name of its plans says which trainer made it, so that it does not take the
 place of the receiver's own.
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="folds, or all (default: 0)")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
     parser.add_argument("-o", required=True, metavar="FILE", help="the zip to write")
-    parser.add_argument("--ensemble", action="store_true", help="both networks of a method that has two, as folds")
+    parser.add_argument("--ensemble", action="store_true", help="both networks of a method that has two")
     parser.add_argument("--overwrite", action="store_true", help="replace the zip if it exists")
 
 
@@ -41,12 +42,20 @@ def run(options: argparse.Namespace) -> int:
     if len(set(options.f)) < len(options.f):
         raise ValueError(f"-f names a fold twice: {' '.join(options.f)}")
     names = exported_names(options.tr, options.p)
-    folds = export_model(model, options.f, options.chk, dataset, names, target, options.ensemble)
+    models = export_model(model, options.f, options.chk, dataset, names, target, options.ensemble)
     print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB, without optimiser, host names, paths and case ids\n")
-    plans = f"-tr {names.trainer} -p {quote(names.plans)}"
-    print(
-        f"nnUNetv2_install_pretrained_model_from_zip {quote(target.name)}\n"
-        f"nnUNetv2_predict -d {quote(dataset)} -c {quote(options.c)} {plans} -f {' '.join(folds)} "
-        f"-chk {names.checkpoint} -i IMAGES -o OUT"
-    )
+    print(f"nnUNetv2_install_pretrained_model_from_zip {quote(target.name)}")
+    if len(models) == 1:
+        outputs, more = ["OUT"], []
+    else:
+        outputs, more = [f"OUT_{i + 1}" for i in range(len(models))], ["--save_probabilities"]
+        print("\nThe networks differ in architecture. Predict with each, then average what they predict:\n")
+    for (one, folds), output in zip(models.items(), outputs, strict=True):
+        prediction = (
+            f"nnUNetv2_predict -d {quote(dataset)} -c {quote(options.c)} -tr {one.trainer} -p {quote(one.plans)} "
+            f"-f {' '.join(folds)} -chk {one.checkpoint} -i IMAGES -o {output}"
+        )
+        print(" ".join((prediction, *more)))
+    if more:
+        print(f"nnUNetv2_ensemble -i {' '.join(outputs)} -o OUT")
     return 0

@@ -77,8 +77,13 @@ class Method:
     def build_parts(self) -> dict[str, nn.Module]:
         """Return modules that are trained with the first network (heads, decoders); then `self.parts[name]`.
 
-        The bare module of a network is `self.networks[name]`; None is nnU-Net's own.
+        For another network see `networks_of_parts`. The bare module of a network is `self.networks[name]`; None is
+        nnU-Net's own.
         """
+        return {}
+
+    def networks_of_parts(self) -> dict[str, str]:
+        """Return for each part that is trained with another network than the first one the name of that network."""
         return {}
 
     def build_part_optimizers(self) -> dict[str, torch.optim.Optimizer]:

@@ -1,16 +1,21 @@
 """Models that a nnU-Net without this package predicts with."""
 
+import copy
 import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
 
+from nnunet_ssl.building_blocks.second_network import other_architecture
 from nnunet_ssl.data.raw_files import read_json_file
 from nnunet_ssl.training.checkpoints import load_model
 
@@ -26,6 +31,8 @@ DATASET_KEYS = (
 )
 HOST_TRAINER = "nnUNetTrainer"
 
+Weights = Mapping[str, Tensor]
+
 
 @dataclass(frozen=True)
 class ExportedNames:
@@ -34,6 +41,23 @@ class ExportedNames:
     trainer: str
     plans: str
     checkpoint: str = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What the checkpoints of a trained model have in common.
+
+    Attributes:
+        dataset: name of the data set.
+        configuration: for example 3d_fullres.
+        plans: content of plans.json.
+        description: what nnU-Net's prediction reads of dataset.json.
+    """
+
+    dataset: str
+    configuration: str
+    plans: dict[str, Any]
+    description: dict[str, Any]
 
 
 def exported_names(trainer: str, plans: str) -> ExportedNames:
@@ -50,7 +74,7 @@ def export_model(
     names: ExportedNames,
     target: Path,
     ensemble: bool = False,
-) -> list[str]:
+) -> dict[ExportedNames, list[str]]:
     """Write a zip in the form of nnU-Net's own exports.
 
     Args:
@@ -60,66 +84,114 @@ def export_model(
         dataset: the data set's name.
         names: by which the model will be found.
         target: the zip; it appears whole or not at all.
-        ensemble: write all networks of a method that trains several, each as a fold; nnU-Net averages over folds.
+        ensemble: write all networks of a method that trains several. Those of one architecture become folds, over which
+            nnU-Net averages; where they differ each becomes a model of its own, whose plans have its architecture.
 
     Returns:
-        The folds in the zip: those given, or with `ensemble` 0 to twice as many.
+        The models in the zip, with the folds of each: those given, or of networks that became folds 0 to twice as many.
 
     Raises:
-        ValueError: a fold has no such checkpoint, or a file is damaged; with `ensemble`, there is no second
-            network, or it has another architecture, for which a model of nnU-Net has no place.
+        ValueError: a fold has no such checkpoint, or a file is damaged; with `ensemble`, there is no second network,
+            its architecture is not known here, or the folds differ in this.
     """
     files = {fold: model / f"fold_{fold}" / checkpoint_name for fold in folds}
     for fold, file in files.items():
         if not file.is_file():
             raise ValueError(f"fold {fold} has no {file}: is its training finished?")
-    plans = read_json_file(model / "plans.json") | {"plans_name": names.plans}
     content = read_json_file(model / "dataset.json")
     description = {key: content[key] for key in DATASET_KEYS if key in content}
-
     configuration = model.name.rpartition("__")[2]
-    folder = f"{dataset}/{names.trainer}__{names.plans}__{configuration}"
+    trained = TrainedModel(dataset, configuration, read_json_file(model / "plans.json"), description)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f"{target.name}.tmp")
     try:
         with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as opened:
-            opened.writestr(f"{folder}/plans.json", json.dumps(plans, indent=1))
-            opened.writestr(f"{folder}/dataset.json", json.dumps(description, indent=1))
-            written = write_folds(opened, folder, files, names, ensemble)
+            written = write_models(opened, trained, files, names, ensemble)
         unfinished.replace(target)
         return written
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def write_folds(
-    opened: zipfile.ZipFile, folder: str, files: Mapping[str, Path], names: ExportedNames, ensemble: bool
-) -> list[str]:
-    """Write the checkpoint of each fold into a zip, with `ensemble` those of all its networks; return their folds."""
-    written: list[str] = []
+def write_models(
+    opened: zipfile.ZipFile, trained: TrainedModel, files: Mapping[str, Path], names: ExportedNames, ensemble: bool
+) -> dict[ExportedNames, list[str]]:
+    """Write the checkpoints of all folds into a zip, with `ensemble` those of all networks; return models and folds."""
+    written: dict[ExportedNames, list[str]] = {}
+    differ = False
     for fold, file in files.items():
         checkpoint = load_model(file)
-        for weights in networks_of(checkpoint, file) if ensemble else [checkpoint["network_weights"]]:
-            written.append(str(len(written)) if ensemble else fold)
-            content = plain_checkpoint(checkpoint | {"network_weights": weights}, written[-1], names)
-            opened.writestr(f"{folder}/fold_{written[-1]}/{names.checkpoint}", to_bytes(content))
+        networks = networks_of(checkpoint, file) if ensemble else {"": checkpoint["network_weights"]}
+        differed, differ = differ, are_built_differently(networks)
+        if written and differ != differed:
+            raise ValueError(f"{file} has another second_architecture than the folds before it: name one fold with -f")
+        for i, (network, weights) in enumerate(networks.items()):
+            its_names = replace(names, plans=f"{names.plans}_{network}") if differ and i else names
+            folder = f"{trained.dataset}/{its_names.trainer}__{its_names.plans}__{trained.configuration}"
+            if its_names not in written:
+                plans = plans_of(trained, weights, f"network {network} of {file}") if differ else trained.plans
+                opened.writestr(f"{folder}/plans.json", json.dumps(plans | {"plans_name": its_names.plans}, indent=1))
+                opened.writestr(f"{folder}/dataset.json", json.dumps(trained.description, indent=1))
+            folds = written.setdefault(its_names, [])
+            folds.append(str(len(folds)) if ensemble and not differ else fold)
+            content = plain_checkpoint(checkpoint | {"network_weights": weights}, folds[-1], its_names)
+            opened.writestr(f"{folder}/fold_{folds[-1]}/{its_names.checkpoint}", to_bytes(content))
     return written
 
 
-def networks_of(checkpoint: dict[str, Any], file: Path) -> list[dict[str, Tensor]]:
+def networks_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Weights]:
     """Return the weights of all networks of a method that trains several; those of its teachers, if it has several."""
     ours = checkpoint.get("nnunet_ssl", {})
     earlier = {name: part for name, part in ours.get("parts", {}).items() if name in ("student", "second")}
     teachers, networks = ours.get("teachers", {}), ours.get("networks", earlier)
-    first, *others = (teachers if len(teachers) > 1 else networks).values() or [None]
-    if not others:
+    found = teachers if len(teachers) > 1 else networks
+    if len(found) < 2:
         raise ValueError(f"{checkpoint['trainer_name']} trains one network: export {file} without --ensemble")
-    shapes = {name: value.shape for name, value in first.items()}
-    if any({name: value.shape for name, value in other.items()} != shapes for other in others):
-        raise ValueError(
-            f"the second network of {file} has another architecture than its plans: export it without --ensemble"
+    return found
+
+
+def are_built_differently(networks: Mapping[str, Weights]) -> bool:
+    """Return whether some networks have another architecture than the others."""
+    first, *others = map(shapes_of, networks.values())
+    return any(other != first for other in others)
+
+
+def shapes_of(weights: Weights) -> dict[str, torch.Size]:
+    """Return the shape of each weight."""
+    return {name: value.shape for name, value in weights.items()}
+
+
+def plans_of(trained: TrainedModel, weights: Weights, whose: str) -> dict[str, Any]:
+    """Return plans by which nnU-Net builds a network that has these weights.
+
+    Raises:
+        ValueError: it has neither the architecture of the training's plans nor the other one.
+    """
+    manager = PlansManager(copy.deepcopy(trained.plans))
+    own = manager.get_configuration(trained.configuration).configuration["architecture"]
+    name, arguments = other_architecture(own["network_class_name"], own["arch_kwargs"])
+    for architecture in (own, own | {"network_class_name": name, "arch_kwargs": arguments}):
+        plans = copy.deepcopy(trained.plans)
+        plans["configurations"][trained.configuration]["architecture"] = architecture
+        if shapes_of(built_by(plans, trained).state_dict()) == shapes_of(weights):
+            return plans
+    raise ValueError(f"{whose} is neither a {own['network_class_name']} nor a {name} of these plans")
+
+
+def built_by(plans: Mapping[str, Any], trained: TrainedModel) -> nn.Module:
+    """Return the network that plans describe, without weights: it takes no memory."""
+    manager = PlansManager(copy.deepcopy(plans))
+    configuration = manager.get_configuration(trained.configuration)
+    channels = determine_num_input_channels(manager, configuration, trained.description)
+    with torch.device("meta"):
+        return get_network_from_plans(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            channels,
+            manager.get_label_manager(trained.description).num_segmentation_heads,
+            allow_init=False,
         )
-    return [first, *others]
 
 
 def plain_checkpoint(checkpoint: dict[str, Any], fold: str, names: ExportedNames) -> dict[str, Any]:

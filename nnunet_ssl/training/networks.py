@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -83,9 +83,17 @@ class Networks:
         self.trained[name] = Trained((bare(network),), optimizer, schedule)
 
     def train_parts(
-        self, optimizers: Mapping[str, torch.optim.Optimizer], schedule_of: Callable[[torch.optim.Optimizer], Scheduler]
+        self,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        schedule_of: Callable[[torch.optim.Optimizer], Scheduler],
+        networks: Mapping[str, str],
     ) -> None:
-        """Train the parts: each with its optimiser, if it has one of its own, otherwise with the first network's.
+        """Train the parts: each with its optimiser, if it has one of its own, otherwise with that of a network.
+
+        Args:
+            optimizers: of parts that have one of their own.
+            schedule_of: returns the schedule of such an optimiser.
+            networks: the network that a part is trained with, where it is not the first one.
 
         Raises:
             ValueError: a name is used twice, or unknown; a parameter has two optimisers or another one's.
@@ -94,20 +102,31 @@ class Networks:
             raise ValueError(
                 f"{', '.join(repeated)} is the name of a network and of a part: give each a name of its own"
             )
-        if unknown := sorted(optimizers.keys() - self.parts.keys()):
-            raise ValueError(f"build_part_optimizers names {', '.join(unknown)}, which build_parts does not")
+        self._refuse_unknown_parts(optimizers, networks)
         for name, optimizer in optimizers.items():
             moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             if moved != {id(parameter) for parameter in self.parts[name].parameters()}:
                 raise ValueError(f"the optimiser of part {name} has other parameters than the part")
-        first, trained = next(iter(self.trained.items()))
         for name, part in self.parts.items():
             if name in optimizers:
                 self.trained[name] = Trained((part,), optimizers[name], schedule_of(optimizers[name]))
             elif any(True for _ in part.parameters()):
+                network = self._name(networks.get(name))
+                trained = self.trained[network]
                 trained.optimizer.add_param_group({"params": list(part.parameters())})
-                trained = Trained((*trained.modules, part), trained.optimizer, trained.lr_scheduler)
-        self.trained[first] = trained
+                self.trained[network] = replace(trained, modules=(*trained.modules, part))
+
+    def _refuse_unknown_parts(self, optimizers: Mapping[str, object], networks: Mapping[str, str]) -> None:
+        """Raise a ValueError if an author's method names a part or a network that there is not, or a part twice."""
+        for method, named in (("build_part_optimizers", optimizers), ("networks_of_parts", networks)):
+            if unknown := sorted({*named} - self.parts.keys()):
+                raise ValueError(f"{method} names {', '.join(unknown)}, which build_parts does not")
+        for name, network in networks.items():
+            if network not in self.networks:
+                there = ", ".join(self.networks)
+                raise ValueError(f"networks_of_parts: {name} is trained with {network}, and the networks are {there}")
+            if name in optimizers:
+                raise ValueError(f"networks_of_parts names {name}, which has an optimiser of its own")
 
     def make_teachers(self, averages: Mapping[str, str]) -> None:
         """Make each teacher a copy of its network, as it is now.

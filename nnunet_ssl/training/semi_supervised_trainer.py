@@ -94,7 +94,7 @@ class SemiSupervisedTrainer(Method, ResumableTrainer):
         self.networks.parts = on_device(self.build_parts(), self.device)
         if self.is_ddp:
             self.networks.synchronize_batch_norm()
-        self.networks.train_parts(self.build_part_optimizers(), self._schedule)
+        self.networks.train_parts(self.build_part_optimizers(), self._schedule, self.networks_of_parts())
         self.networks.make_teachers(self.build_teachers())
         if self.networks.teachers and not hasattr(self, "ema_decay"):
             raise AttributeError(f"{type(self).__name__} has teachers and no ema_decay: write it as a class attribute")

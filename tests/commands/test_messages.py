@@ -406,6 +406,7 @@ NNUNET = {
     "nnUNetv2_preprocess": "experiment_planning/plan_and_preprocess_entrypoints.py",
     "nnUNetv2_plan_and_preprocess": "experiment_planning/plan_and_preprocess_entrypoints.py",
     "nnUNetv2_predict": "inference/predict_from_raw_data.py",
+    "nnUNetv2_ensemble": "ensembling/ensemble.py",
 }
 OTHERS = {"pip install": ("-e", "--force-reinstall", "--no-deps"), "docker run": ("--shm-size",), "convert": ()}
 SPOKEN_BY = {  # modules whose messages a single verb speaks, or nnU-Net's training

@@ -9,7 +9,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunet_ssl.commands.cli import main
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.catalog import all_trainers
-from tests.conftest import DATASET, make_trainer
+from nnunet_ssl.training.model_export import export_model, exported_names
+from tests.conftest import DATASET, assert_equal_weights, make_trainer
+from tests.outside_trainer import nnUNetTrainerOutside
 
 TRAINERS = all_trainers()
 
@@ -107,10 +109,91 @@ def test_ensemble_needs_two_networks_of_one_architecture(tiny_dataset, tmp_path,
     assert export(tmp_path / "model.zip", mean_teacher, "--ensemble") == 2
     assert "nnUNetTrainerMeanTeacher trains one network" in capsys.readouterr().err
     finished_run(dataset, cps, second_architecture="other")
-    assert export(tmp_path / "model.zip", cps, "--ensemble") == 2
-    assert "has another architecture than its plans" in capsys.readouterr().err
+    finished_run(dataset, cps, fold=1)
+    assert export(tmp_path / "model.zip", cps, "--ensemble", "-f", "0", "1") == 2
+    expected = "fold_1/checkpoint_final.pth has another second_architecture than the folds before it: name one fold"
+    assert expected in capsys.readouterr().err
     assert not (tmp_path / "model.zip").exists()
     assert export(tmp_path / "model.zip", cps) == 0
+
+
+def unpacked(zipped: Path, folder: Path) -> list[str]:
+    """Unpack an export, and return the names of its models."""
+    with zipfile.ZipFile(zipped) as opened:
+        opened.extractall(folder)
+    return sorted(model.name for model in (folder / DATASET).iterdir())
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("name", ["C3S3", "CrossTeaching"])
+def test_ensemble_of_two_architectures_is_a_model_each(tiny_dataset, tmp_path, capsys, name, residual):
+    dataset = tiny_dataset(residual=residual, num_classes=4)
+    trainer = find_trainer(f"nnUNetTrainer{name}")
+    model = finished_run(dataset, trainer)
+    assert export(tmp_path / "model.zip", trainer, "--ensemble") == 0
+    plans = [f"nnUNetPlans_{name}", f"nnUNetPlans_{name}_second"]
+    lines = capsys.readouterr().out.splitlines()
+    predictions = [line for line in lines if line.startswith("nnUNetv2_predict")]
+    for line, one, out in zip(predictions, plans, ("OUT_1", "OUT_2"), strict=True):
+        assert f"-tr nnUNetTrainer -p {one} -f 0 -chk checkpoint_final.pth -i IMAGES -o {out} --save_prob" in line
+    assert lines[-1] == "nnUNetv2_ensemble -i OUT_1 OUT_2 -o OUT"
+    assert "The networks differ in architecture. Predict with each, then average what they predict:" in lines
+
+    folders = [f"nnUNetTrainer__{one}__3d_fullres" for one in plans]
+    assert unpacked(tmp_path / "model.zip", tmp_path / "results") == folders
+    saved = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["nnunet_ssl"]["networks"]
+    architectures = ["PlainConvUNet", "ResidualEncoderUNet"]
+    for folder, one, network, kind in zip(
+        folders, plans, ("first", "second"), architectures[::-1] if residual else architectures, strict=True
+    ):
+        plain = network_of(tmp_path / "results" / DATASET / folder)
+        assert type(plain.network).__name__ == kind
+        assert plain.trainer_name == "nnUNetTrainer"
+        assert plain.plans_manager.plans_name == one
+        plain.network.load_state_dict(plain.list_of_parameters[0])
+        assert_equal_weights(dict(plain.network.state_dict()), dict(saved[network]))
+
+
+def test_folds_of_an_ensemble_of_two_architectures_keep_their_numbers(tiny_dataset, tmp_path, capsys):
+    dataset, trainer = tiny_dataset(), find_trainer("nnUNetTrainerCrossTeaching")
+    model, _ = (finished_run(dataset, trainer, fold, seed=fold) for fold in (0, 1))
+    assert export(tmp_path / "model.zip", trainer, "--ensemble", "-f", "1", "0") == 0
+    assert capsys.readouterr().out.count(" -f 1 0 ") == 2
+    folders = unpacked(tmp_path / "model.zip", tmp_path / "results")
+    assert len(folders) == 2
+    for folder, network in zip(folders, ("first", "second"), strict=True):
+        plain = network_of(tmp_path / "results" / DATASET / folder, (0, 1))
+        for fold, weights in enumerate(plain.list_of_parameters):
+            saved = torch.load(model / f"fold_{fold}" / "checkpoint_final.pth", weights_only=False)
+            assert_equal_weights(dict(weights), dict(saved["nnunet_ssl"]["networks"][network]))
+
+
+def test_teachers_of_two_architectures_are_a_model_each(tiny_dataset, tmp_path, monkeypatch):
+    dataset = tiny_dataset(dim=2)
+    trainer = make_trainer(dataset, nnUNetTrainerOutside)
+    trainer.initialize()
+    trainer.on_train_start()
+    trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    names = exported_names("nnUNetTrainerOutside", "nnUNetPlans")
+    given = (Path(trainer.output_folder_base), ["0"], "checkpoint_final.pth", DATASET, names)
+    models = export_model(*given, tmp_path / "model.zip", ensemble=True)
+    assert [one.plans for one in models] == ["nnUNetPlans_Outside", "nnUNetPlans_Outside_right_teacher"]
+    folders = unpacked(tmp_path / "model.zip", tmp_path / "results")
+    for folder, teacher in zip(folders, ("left_teacher", "right_teacher"), strict=True):
+        weights = network_of(tmp_path / "results" / DATASET / folder).list_of_parameters[0]
+        assert_equal_weights(dict(weights), dict(trainer.networks[teacher].state_dict()))
+
+
+def test_an_architecture_that_plans_cannot_have_is_refused(tiny_dataset, tmp_path, capsys):
+    dataset, trainer = tiny_dataset(), find_trainer("nnUNetTrainerCrossTeaching")
+    file = finished_run(dataset, trainer) / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=False)
+    checkpoint["nnunet_ssl"]["networks"]["second"]["encoder.more"] = torch.zeros(1)
+    torch.save(checkpoint, file)
+    assert export(tmp_path / "model.zip", trainer, "--ensemble") == 2
+    assert "network second of" in (error := capsys.readouterr().err)
+    assert "PlainConvUNet nor a" in error
+    assert not list(tmp_path.glob("model.zip*"))
 
 
 def test_faults_are_named_and_no_zip_is_left(tiny_dataset, tmp_path, capsys):

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
-from tests.conftest import make_trainer, parameters_of, started
+from tests.conftest import assert_equal_weights, make_trainer, parameters_of, started, state_of
 from tests.outside_trainer import nnUNetTrainerOutside
 
 
@@ -38,6 +39,76 @@ def test_parts_are_trained_with_the_first_networks_optimiser(tiny_dataset):
     trainer.on_train_epoch_start()
     assert len({group["lr"] for group in groups}) == 1
     assert groups[0]["lr"] < trainer.initial_lr
+
+
+class WithTwoHeads(DualNetworkTrainer):
+    """Trains a head with each of two networks, and one that nobody claims."""
+
+    def build_parts(self):
+        return {name: nn.Conv2d(4, 1, 1) for name in ("head", "second_head", "idle")}
+
+    def networks_of_parts(self):
+        return {"head": "first", "second_head": "second"}
+
+    def training_losses(self, labeled, unlabeled):
+        for network, head in (("first", "head"), ("second", "second_head")):
+            found = self.forward_pass(labeled.image, network)
+            loss = self.supervised_loss(labeled, outputs=found.outputs)
+            yield {network: loss + 1e3 * self.parts[head](found.features).square().mean()}
+
+
+def test_parts_can_be_trained_with_another_network_than_the_first(tiny_dataset):
+    trainer = started(tiny_dataset(dim=2), WithTwoHeads, num_epochs=4)
+    first, second = trainer.networks.trained.values()
+    parts = trainer.parts
+    assert first.modules == (trainer.networks[None], parts["head"], parts["idle"])
+    assert second.modules == (trainer.networks["second"], parts["second_head"])
+    for one in (first, second):
+        in_groups = [id(p) for group in one.optimizer.param_groups for p in group["params"]]
+        assert in_groups == [id(p) for p in one.parameters()]
+    before = {name: parameters_of(part) for name, part in parts.items()}
+    trainer.train_step(next(trainer.dataloader_train))
+    for name, part in parts.items():
+        moved = [not torch.equal(value, before[name][key]) for key, value in parameters_of(part).items()]
+        assert all(moved) != (name == "idle")
+    for one in (first, second):  # a network and its parts are clipped together
+        norm = torch.stack([p.grad.norm() for p in one.parameters() if p.grad is not None]).norm()
+        assert norm.item() == pytest.approx(12.0, rel=1e-3)
+    trainer.current_epoch = 2
+    trainer.on_train_epoch_start()
+    assert len({group["lr"] for one in (first, second) for group in one.optimizer.param_groups}) == 1
+
+
+def test_momentum_of_a_part_of_the_second_network_is_kept_in_a_checkpoint(tiny_dataset):
+    dataset = tiny_dataset(dim=2)
+    trainer = started(dataset, WithTwoHeads)
+    trainer.train_step(next(trainer.dataloader_train))
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    resumed = make_trainer(dataset, WithTwoHeads, resume=True)
+    resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_latest.pth")
+    assert_equal_weights(state_of(trainer), state_of(resumed))
+    weight = resumed.parts["second_head"].weight
+    assert resumed.networks.trained["second"].optimizer.state[weight]["momentum_buffer"].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({"heads": "second"}, "networks_of_parts names heads, which build_parts does not"),
+        ({"head": "third"}, "networks_of_parts: head is trained with third, and the networks are first, second"),
+        ({"idle": "second"}, "networks_of_parts names idle, which has an optimiser of its own"),
+    ],
+)
+def test_unknown_names_in_networks_of_parts_are_refused(tiny_dataset, named, expected):
+    class Wrong(WithTwoHeads):
+        def networks_of_parts(self):
+            return named
+
+        def build_part_optimizers(self):
+            return {"idle": optimizer_of(self.parts["idle"])}
+
+    with pytest.raises(ValueError, match=expected):
+        make_trainer(tiny_dataset(dim=2), Wrong).initialize()
 
 
 def test_a_parameter_without_gradient_is_not_moved_by_weight_decay(tiny_dataset):
