@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, no_grad, stack
 
 from nnunet_ssl.building_blocks.competition import SmoothedErrors, labeled_error
 from nnunet_ssl.building_blocks.contrast import places_to_compare, projector_of
@@ -14,7 +13,7 @@ from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
 from nnunet_ssl.training.step import Losses
 
 NETWORKS, PROJECTORS = ("first", "second"), ("projector", "second_projector")
-PASSES = [(i, k) for i in (0, 1) for k in (0, 1)]  # network and view
+PAIRS = [(i, k) for i in (0, 1) for k in (0, 1)]  # network and view
 
 
 class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
@@ -41,6 +40,7 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
     """
 
     STEP_COST = 9.0  # of nnU-Net's own step, measured; see above
+    PASSES = (("first", 10), ("second", 11))  # of a batch; a backward one counts as two
     VIEWS = ("strong", "second_strong")
     second_architecture = "other"  # authors' code: two architectures
     cosine_weight = 1.0  # authors' code
@@ -75,15 +75,15 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
         weights = Weights(self.cosine_weight, self.competition_weight * self.ramp("competition"), self.contrast_weight)
         if not any(weights):
             return
-        is_loser = self.state["errors"].is_worst(self.sum_over_processes(torch.stack(errors)))
+        is_loser = self.state["errors"].is_worst(self.sum_over_processes(stack(errors)))
         self.record({"first_wins": is_loser[1]})
         views, masks = (unlabeled.strong, unlabeled.second_strong), {}
         count = self.compared_voxels if self.contrast_weight else 0
-        with torch.no_grad():  # what the first pass with gradient is compared with
-            looks = {(i, k): self.look(views[k], i, k, masks) for i, k in PASSES[1:]}
+        with no_grad():  # what the first pass with gradient is compared with
+            looks = {(i, k): self.look(views[k], i, k, masks) for i, k in PAIRS[1:]}
             places = places_to_compare(space, [probs for probs, _ in looks.values()], count)
-            seen = {(i, k): see(space, *looks.pop((i, k)), self.parts[PROJECTORS[i]], places) for i, k in PASSES[1:]}
-        for i, k in PASSES:
+            seen = {(i, k): see(space, *looks.pop((i, k)), self.parts[PROJECTORS[i]], places) for i, k in PAIRS[1:]}
+        for i, k in PAIRS:
             own = see(space, *self.look(views[k], i, k, masks), self.parts[PROJECTORS[i]], places)
             self.observe_pseudo_labels(seen[1 - i, k].probs, own.probs.detach(), ("", "second")[i])
             losses = losses_of_pass(space, own, seen, (i, k), is_loser[i], weights, self.temperature)

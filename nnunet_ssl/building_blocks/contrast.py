@@ -91,7 +91,7 @@ def _mean_over(values: Tensor, mask: Tensor) -> Tensor:
     return (mask * values).sum(2) / mask.sum(2).clamp_min(1.0)
 
 
-def cosine_distance(space: LabelSpace, probs: Tensor, other: Tensor) -> Tensor:
+def prediction_cosine_distance(space: LabelSpace, probs: Tensor, other: Tensor) -> Tensor:
     """Return 1 - cos of the angle between two predictions of a voxel, the mean over batch and voxels, as a scalar.
 
     The angle is that between the vectors of class probabilities; for regions, between (p, 1 - p) of each region, and

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.consistency import mean_squared_error, sharpened
-from nnunet_ssl.building_blocks.contrast import agreement_contrast, at_places, cosine_distance
+from nnunet_ssl.building_blocks.contrast import agreement_contrast, at_places, prediction_cosine_distance
 from nnunet_ssl.building_blocks.label_space import LabelSpace
 
 
@@ -85,7 +85,7 @@ def losses_of_pass(
     network, view = which
     partner, losses = 1 - network, {}
     if weights.cosine:
-        losses["cosine"] = weights.cosine * cosine_distance(space, own.probs, seen[network, 1 - view].probs)
+        losses["cosine"] = weights.cosine * prediction_cosine_distance(space, own.probs, seen[network, 1 - view].probs)
     if weights.competition:
         target = sharpened(seen[partner, view].probs, temperature)
         losses["competition"] = weights.competition * is_loser * mean_squared_error(own.probs, target)

@@ -7,8 +7,8 @@ import torch
 from nnunet_ssl.building_blocks.contrast import (
     agreement_contrast,
     at_places,
-    cosine_distance,
     places_to_compare,
+    prediction_cosine_distance,
     projector_of,
 )
 from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
@@ -259,26 +259,26 @@ def test_cosine_distance_equals_naive_reference(name):
             pairs = [(np.array([p, 1 - p]), np.array([q, 1 - q])) for p, q in zip(one, two, strict=True)]
         for pair in pairs:
             total, count = total + 1.0 - cosine(*pair), count + 1
-    found = cosine_distance(space, torch.tensor(first), torch.tensor(second))
+    found = prediction_cosine_distance(space, torch.tensor(first), torch.tensor(second))
     assert found.item() == pytest.approx(total / count, rel=1e-5)
 
 
 def test_cosine_distance_at_its_ends():
     for space in (SoftmaxLabels(2), SigmoidRegions(2)):
         probs = torch.eye(2).view(1, 2, 2, 1)
-        assert cosine_distance(space, probs, probs).item() == pytest.approx(0.0, abs=1e-6)
-        assert cosine_distance(space, probs, 1.0 - probs).item() == pytest.approx(1.0, abs=1e-6)
+        assert prediction_cosine_distance(space, probs, probs).item() == pytest.approx(0.0, abs=1e-6)
+        assert prediction_cosine_distance(space, probs, 1.0 - probs).item() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_a_single_region_has_a_direction_too():
     probs, other = (torch.full((1, 1, 4, 4), value, requires_grad=True) for value in (0.3, 0.6))
-    cosine_distance(SigmoidRegions(1), probs, other).backward()
+    prediction_cosine_distance(SigmoidRegions(1), probs, other).backward()
     assert (probs.grad < 0).all(), "0.3 moves towards 0.6"
     assert other.grad is None
 
 
 def test_cosine_distance_moves_the_first_prediction_alone():
     probs, other = (torch.rand(1, 3, 4, 4, requires_grad=True) for _ in range(2))
-    cosine_distance(SoftmaxLabels(3), probs, other).backward()
+    prediction_cosine_distance(SoftmaxLabels(3), probs, other).backward()
     assert probs.grad.abs().sum() > 0
     assert other.grad is None
