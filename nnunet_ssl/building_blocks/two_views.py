@@ -45,14 +45,14 @@ def see(space: LabelSpace, probs: Tensor, features: Tensor, projector: nn.Module
 
     Args:
         space: what the channels mean.
-        probs: (B, C, *spatial); the gradient flows through.
+        probs: (B, C, *spatial); the gradient flows through, and not through the foreground made of them.
         features: (B, F, *spatial), from which the logits are made; the gradient flows through, at the places.
         projector: as `projector_of` returns it.
         places: (B, N), as `places_to_compare` returns them; without any there are probabilities alone.
     """
     if not places.shape[1]:
         return Seen(probs)
-    labels = space.pseudo_label(at_places(probs, places))
+    labels = space.pseudo_label(at_places(probs.detach(), places))
     return Seen(probs, projector(at_places(features, places)), space.one_hot(labels)[:, space.foreground].bool())
 
 
