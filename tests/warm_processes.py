@@ -62,6 +62,7 @@ def run_command(arguments: list[str], log: Path, folder: Path, environment: dict
     with log.open("wb") as opened:
         for stream in (1, 2):
             os.dup2(opened.fileno(), stream)
+    sys.stdout.reconfigure(line_buffering=True)  # as on a terminal: what is printed stands before an error
     multiprocessing.set_start_method(None, force=True)  # the default, as in a process that no other one forked
     os.chdir(folder)
     os.environ.clear()
