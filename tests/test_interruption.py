@@ -38,6 +38,7 @@ class Command:
                 [SCRIPTS / words[0], *words[1:]],
                 stdout=opened,
                 stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},  # as on a terminal: what is printed stands in order
                 start_new_session=True,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` would have it ignored
             )
