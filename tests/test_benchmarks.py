@@ -19,6 +19,7 @@ import label_efficiency
 import result_files
 import step_time
 import train_one
+from nnunet_ssl.training.host_work import Pending
 from tests.conftest import Case
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -341,13 +342,20 @@ def test_cost_of_unlike_networks_is_counted_in_their_passes():
 def test_step_time_of_two_networks_and_of_the_host(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    words = "--trainer nnUNetTrainerCrossTeaching --steps 1 --features 4 8 8 8 --batch-size 1 --device cpu --threads 1"
+    names = ["nnUNetTrainer", "nnUNetTrainerCrossTeaching", "nnUNetTrainerCAD"]
+    words = f"--trainer {' '.join(names[1:])} --steps 1 --features 4 8 8 8 --batch-size 1 --device cpu --threads 1"
     monkeypatch.setattr(sys, "argv", ["step_time.py", *words.split()])
-    timings = step_time.time_alternately(["nnUNetTrainer", "nnUNetTrainerCrossTeaching"], step_time.parse_arguments())
+    waits = iter(range(1, 100))
+
+    def result(self):
+        self._record({"host/seconds_waiting": float(next(waits))})
+        return []
+
+    monkeypatch.setattr(Pending, "result", result)
+    timings = step_time.time_alternately(names, step_time.parse_arguments())
     assert list(timings["nnUNetTrainerCrossTeaching"].networks) == ["first", "second"]
     assert timings["nnUNetTrainer"].networks == {}
     assert all(seconds > 0 for seconds in timings["nnUNetTrainerCrossTeaching"].networks.values())
-    row = step_time.row_of("nnUNetTrainerCrossTeaching", timings, dict.fromkeys(timings, 1.0))
-    assert (row["host_seconds"], list(row)) == (0.0, list(step_time.COLUMNS))
-    waiting = argparse.Namespace(epoch_records={"host/seconds_waiting": [9.0, 9.0, 9.0, 2.0, 4.0, 3.0]})
-    assert step_time.waited_for_host(argparse.Namespace(observer=waiting)) == 3.0, "three to warm up are not counted"
+    rows = [step_time.row_of(name, timings, dict.fromkeys(timings, 1.0)) for name in names]
+    assert [row["host_seconds"] for row in rows] == [0.0, 0.0, 4.0], "three to warm up are not counted"
+    assert list(rows[0]) == list(step_time.COLUMNS)

@@ -26,9 +26,10 @@ def mean_absolute_difference(features: Tensor, target: Tensor, mask: Tensor | No
         target: (B, F, *spatial); taken as constant.
         mask: bool (B, 1, *spatial); None means everywhere.
     """
-    difference = (features.float() - target.detach().float()).abs()
+    features, target = features.float(), target.detach().float()
     if mask is None:
-        return difference.mean()
+        return F.l1_loss(features, target)  # keeps no map of differences for the backward pass
+    difference = (features - target).abs()
     return (difference * mask).sum() / (mask.sum() * features.shape[1]).clamp_min(1)
 
 
