@@ -45,7 +45,6 @@ def _in_workers(work: Callable[[Item], Result], items: Sequence[Item], workers: 
                 f"processes than {workers} (-np, or nnUNet_def_n_proc in a training)"
             ) from error
         except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
             workers_left = set(multiprocessing.active_children()) - others
             for worker in workers_left:
                 worker.terminate()
