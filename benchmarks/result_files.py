@@ -117,7 +117,18 @@ def sha256(file: Path | None) -> str | None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             del node.body[0]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+    return hashlib.sha256(repr(_outline(tree)).encode()).hexdigest()
+
+
+def _outline(node: Any) -> Any:  # noqa: ANN401 - a syntax tree, or a part of one
+    """Return a syntax tree in plain types, without what is empty: every version of Python gives the same one.
+
+    `ast.unparse` and `ast.dump` do not.
+    """
+    if isinstance(node, ast.AST):
+        fields = {name: _outline(value) for name, value in ast.iter_fields(node) if value is not None and value != []}
+        return type(node).__name__, fields
+    return [_outline(item) for item in node] if isinstance(node, list) else node
 
 
 def code_of(trainer: str) -> dict[str, Any]:

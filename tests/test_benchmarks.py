@@ -185,12 +185,25 @@ def test_a_new_training_step_makes_our_results_stale_and_not_those_of_nnunet(mon
     assert code["nnUNetTrainer"]["trainer"] is not None
 
 
+DIGEST_OF_ASSIGNMENT = "84a9ff2628b258681f8eedb167cb4f40caf2f8268832a479f351fdcbaa1d7117"  # of `a = 1`, in every Python
+
+
+def test_comments_docstrings_and_line_breaks_are_no_change_of_code(tmp_path):
+    def digest_of(text: str) -> str | None:
+        (tmp_path / "code.py").write_text(text)
+        return result_files.sha256(tmp_path / "code.py")
+
+    assert digest_of('"""What."""\n\na = (  # one\n    1\n)\n') == digest_of("a = 1") == DIGEST_OF_ASSIGNMENT
+    others = [digest_of(text) for text in ("a = 2", "b = 1", "a == 1", "a = '1'", "a = 1.0", "a = True", "a = 1; a")]
+    assert len({DIGEST_OF_ASSIGNMENT, *others}) == 8
+    assert digest_of("x = f'{a}'") != digest_of("x = f'{a!r}'")
+
+
 def test_a_trainer_of_the_users_own_folder_has_a_digest(monkeypatch, tmp_path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "nnUNetTrainerMine.py").write_text("")
+    (tmp_path / "mine" / "nnUNetTrainerMine.py").write_text("a = 1")
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join((f"{tmp_path}/none", str(tmp_path))))
-    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of nothing
-    assert result_files.digests("nnUNetTrainerMine")["trainer"] == empty
+    assert result_files.digests("nnUNetTrainerMine")["trainer"] == DIGEST_OF_ASSIGNMENT
     assert result_files.digests("nnUNetTrainerNobodys")["trainer"] is None
 
 
