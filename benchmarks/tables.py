@@ -5,10 +5,12 @@
 
 A table stands between the lines `<!-- table: EXPERIMENT -->` and `<!-- end -->`; with `section` instead of `table` its
 title and setting come too, and nothing while no run is finished. tables.toml says which tables there are. Results of
-trainers whose code has changed since are named as stale.
+trainers whose code has changed since are named as stale. `<!-- step_time: NAME -->` stands before the table that
+step_time.py wrote to results/step_time/NAME.csv.
 """
 
 import argparse
+import csv
 import re
 import sys
 import tomllib
@@ -27,8 +29,17 @@ from result_files import ALL_LABELED, BASELINE, DEFAULT, RESULTS, ROOT, Result, 
 TABLES = Path(__file__).with_name("tables.toml")
 FOLDS = {"report": "nnU-Net's fold 0", "tune": "nnU-Net's fold 1, for tuning", "own split": "the data set's own split"}
 NOTHING = "No finished runs yet."
-MARKER = re.compile(r"^(<!-- (table|section): (\S+) -->\n)(.*?)(<!-- end -->)$", re.DOTALL | re.MULTILINE)
-START = re.compile(r"^<!-- (table|section):", re.MULTILINE)
+MARKER = re.compile(r"^(<!-- (table|section|step_time): (\S+) -->\n)(.*?)(<!-- end -->)$", re.DOTALL | re.MULTILINE)
+START = re.compile(r"^<!-- (table|section|step_time):", re.MULTILINE)
+
+STEP_COLUMNS = {
+    "trainer": "trainer",
+    "ratio": "time of a step (nnU-Net's: 1)",
+    "cost_model": "cost",
+    "share_of_model": "time / cost",
+    "peak_gib": "peak memory (GiB)",
+    "peak_ratio": "peak memory (nnU-Net's: 1)",
+}
 
 
 @dataclass(frozen=True)
@@ -110,10 +121,12 @@ def with_tables(text: str, tables: dict[str, Table], results: Path = RESULTS) ->
         ValueError: a marker without its end, or of a table that there is not; results that cannot be compared.
     """
     if len(START.findall(text)) != len(MARKER.findall(text)):
-        raise ValueError("each <!-- table: NAME --> or <!-- section: NAME --> has an <!-- end --> of its own")
+        raise ValueError("each <!-- table: NAME -->, section or step_time has an <!-- end --> of its own")
 
     def replaced(match: re.Match) -> str:
         start, kind, name, _, end = match.groups()
+        if kind == "step_time":
+            return f"{start}\n{step_table(results / kind / f'{name}.csv')}\n\n{end}"
         if name not in tables:
             raise ValueError(f"tables.toml has no table {name}")
         rows = rows_of(tables[name], results)
@@ -138,6 +151,15 @@ def table_of(table: Table, rows: list[Row]) -> str:
         return NOTHING
     cells = [{key: value for name in table.columns for key, value in COLUMNS[name](row).items()} for row in rows]
     lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def step_table(file: Path) -> str:
+    """Return what step_time.py measured of each trainer in Markdown: time and memory as multiples of nnU-Net's."""
+    with file.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    lines = [list(STEP_COLUMNS.values()), ["---"] * len(STEP_COLUMNS)]
+    lines += [[f"`{row['trainer']}`", *(f"{float(row[key]):.2f}" for key in list(STEP_COLUMNS)[1:])] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -197,6 +197,20 @@ def test_tables_stand_between_their_markers(finished):
     assert tables.with_tables(new, {"mine": TABLE}, finished) == new
 
 
+def test_a_table_of_step_times_stands_after_its_marker(tmp_path):
+    (tmp_path / "step_time").mkdir()
+    (tmp_path / "step_time" / "here.csv").write_text(
+        "trainer,seconds,ratio,cost_model,share_of_model,host_seconds,peak_gib,peak_ratio\n"
+        "nnUNetTrainerMine,0.3,2.5,2.0,1.25,0.0,3.456,1.5\n"
+    )
+    made = tables.with_tables("<!-- step_time: here -->\nold\n<!-- end -->", {}, tmp_path).splitlines()
+    assert made[0] == "<!-- step_time: here -->"
+    assert made[2].startswith("| trainer | time of a step (nnU-Net's: 1) | cost | time / cost | peak memory (GiB) |")
+    assert made[4] == "| `nnUNetTrainerMine` | 2.50 | 2.00 | 1.25 | 3.46 | 1.50 |"
+    assert made[-1] == "<!-- end -->"
+    assert "old" not in made
+
+
 def test_without_results_a_table_says_so_and_a_section_is_left_out(tmp_path):
     text = "<!-- table: mine -->\n<!-- end -->\n<!-- section: mine -->\n\nold\n\n<!-- end -->\n"
     new = "<!-- table: mine -->\n\nNo finished runs yet.\n\n<!-- end -->\n<!-- section: mine -->\n<!-- end -->\n"
