@@ -49,7 +49,7 @@ class nnUNetTrainerMEDL(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
     fisher_weight = 0.1  # λ; reconstructed; 0 leaves its term out
     rampup_duration = 1.0  # of what follows the warm-up, until λ; paper
     determinant_weight = 0.05  # λ₂ of ℓ; reconstructed: I-EDL's code
-    mixing = True  # paper; False: m are whole images, every other one an x, the others u_strong; to compare
+    mixing = True  # paper, ACDC; False: m are whole images, every other one an x, the others u_strong; to compare
     box_side = 2 / 3  # of the patch along each axis; paper: 170 of 256
 
     def check_settings(self) -> None:
@@ -79,23 +79,21 @@ class nnUNetTrainerMEDL(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
             opinions = [evidence.opinion_of(space, self.forward_pass(unlabeled.weak, name).logits) for name in NETWORKS]
         fused = evidence.combine(*opinions, self.fusion)
         probs, trust = evidence.expected_probabilities(space, fused), evidence.reliability(fused)
-        for one, name in zip(opinions, ("", "second"), strict=True):
-            self.observe_pseudo_labels(probs, evidence.expected_probabilities(space, one), name)
-        self.record({"uncertainty": fused.uncertainty.mean(), "reliability": trust.mean()})
+        self.observe_pseudo_labels(probs, evidence.expected_probabilities(space, opinions[0]))
+        self.record(evidence.means(opinions, fused, trust))
         order = asymptotic_weights(fused.uncertainty, None, *change)
         box = random_box(target.shape[2:], self.box_side, target.device) & self.mixing
         is_labeled = box ^ alternating(len(target), target.ndim - 2, target.device)
         pairs = (labeled.image, target), (unlabeled.strong, space.pseudo_label(probs))
         mixed = mix_labeled_with_unlabeled(space, is_labeled, *pairs)
         weights = Weights(self.ordered_weight, self.fisher_weight * self.ramp("fisher"), self.determinant_weight)
-        del opinions, ranked, fused, probs, one, pairs  # the passes need the room
+        del opinions, ranked, fused, probs, pairs  # the passes need the room
         for (network, prefix), of_label in zip(NETWORKS.items(), of_labels, strict=True):
             outputs = self.forward_pass(mixed.image, network).outputs
             learned = [evidence.expected_logits(space, one) for one in outputs]
-            labeled_part, pseudo_label = self.masked_losses(
-                learned, mixed.labels, (mixed.parts[0], trust * mixed.parts[1])
-            )
+            parts = mixed.parts[0], trust * mixed.parts[1]
+            labeled_part, pseudo_label = self.masked_losses(learned, mixed.labels, parts)
             losses = {"labeled_part": labeled_part, "pseudo_label": self.pseudo_label_weight * pseudo_label}
-            losses |= losses_by_weight(space, outputs[0], mixed, (of_label, order), weights)
+            losses |= losses_by_weight(space, outputs[0], learned[0], mixed, (of_label, order), weights)
             yield {prefix + name: loss for name, loss in losses.items()}
             del outputs, learned, labeled_part, pseudo_label, losses

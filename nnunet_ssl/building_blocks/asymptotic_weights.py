@@ -13,7 +13,6 @@ from torch import Tensor
 from nnunet_ssl.building_blocks.evidence import (
     FUSIONS,
     evidence_of,
-    expected_logits,
     fisher_information_loss,
     hypotheses_of,
 )
@@ -80,21 +79,22 @@ def weighted_mean(losses: Tensor, weights: Tensor, part: Tensor) -> Tensor:
 
 
 def losses_by_weight(
-    space: LabelSpace, logits: Tensor, mixed: Mixed, orders: tuple[Tensor, Tensor], weights: Weights
+    space: LabelSpace, logits: Tensor, learned: Tensor, mixed: Mixed, orders: tuple[Tensor, Tensor], weights: Weights
 ) -> dict[str, Tensor]:
-    """Return the terms whose voxels have asymptotic weights, by name; the gradient flows through the logits alone.
+    """Return the terms whose voxels have asymptotic weights, by name.
 
         ordered: ⟨ω CE(p, y)⟩ over the labeled voxels
         fisher: ⟨ω ℓ(e, ŷ)⟩ over the pseudo-labeled ones, ℓ the `fisher_information_loss`; left out with a weight of 0
 
     Args:
         space: what the channels mean.
-        logits: (B, C, *spatial) of the mixed images, at full resolution.
+        logits: (B, C, *spatial) of the mixed images, at full resolution; the gradient of fisher flows here.
+        learned: their `expected_logits`; the gradient of ordered flows here.
         mixed: images that are labeled in one part and pseudo-labeled in the other.
         orders: ω (B, Q, *spatial) of the voxels of labeled images, and of unlabeled ones.
         weights: of the terms.
     """
-    cross_entropy = space.cross_entropy(expected_logits(space, logits), mixed.labels)
+    cross_entropy = space.cross_entropy(learned, mixed.labels)
     losses = {"ordered": weights.ordered * weighted_mean(cross_entropy, orders[0], mixed.parts[0])}
     if weights.fisher:
         target = hypotheses_of(space, space.one_hot(mixed.labels))
