@@ -59,8 +59,8 @@ def asymptotic_weights(uncertainty: Tensor, known: Tensor | None, progress: floa
     if not largest_change:
         return known.to(flat.dtype).view_as(uncertainty)
     order = flat.masked_fill(~known, torch.inf).argsort(dim=2, stable=True)
-    ranks = torch.arange(1, flat.shape[2] + 1, device=flat.device).expand_as(order)
-    ranks = torch.empty_like(order).scatter_(2, order, ranks)
+    ranks = torch.arange(1, flat.shape[2] + 1, dtype=flat.dtype, device=flat.device).expand_as(order)
+    ranks = torch.empty_like(flat).scatter_(2, order, ranks)
     position = 2.0 * ranks / known.sum(2, keepdim=True).clamp_min(1) - 1.0
     weights = 1.0 + largest_change * torch.tanh(position * (2.0 * progress - 1.0))
     return torch.where(known, weights, 0.0).view_as(uncertainty)

@@ -130,10 +130,7 @@ def test_labels_of_evidence_are_those_of_the_logits(space, scale):
     stock = space.pseudo_label(space.probabilities(logits))
     evidence, probs = evidence_of(space, logits), expected_probabilities(space, opinion_of(space, logits))
     most = evidence.amax(0)
-    if isinstance(space, SigmoidRegions):
-        by_evidence = (evidence[0] > evidence[1]).long()
-    else:
-        by_evidence = evidence.argmax(0)
+    by_evidence = (evidence[0] > evidence[1]).long() if isinstance(space, SigmoidRegions) else evidence.argmax(0)
     assert torch.equal(by_evidence[most > 0], stock[most > 0])
     seen = most > 1e-5  # 1 + e is another number than 1
     assert torch.equal(space.pseudo_label(probs)[seen], stock[seen])
