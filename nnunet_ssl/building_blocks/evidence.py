@@ -183,7 +183,7 @@ class _Trigamma(torch.autograd.Function):
         sum_of_cubes = sum((numbers + k).reciprocal().pow(3) for k in range(6))
         inverse = (numbers + 6).reciprocal()
         square = inverse.square()
-        series = square * (1 + inverse + square * (1 / 2 - square * (1 / 6 - square * (1 / 6 - square * 3 / 10))))
+        series = square * (1 + inverse + square * (1 / 2 - square * (1 / 6 - square / 6)))
         return gradient * (-2 * sum_of_cubes - series)
 
 
