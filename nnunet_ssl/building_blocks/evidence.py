@@ -28,7 +28,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions
 
 FUSIONS = ("full", "rest", "mean")
-LARGEST_EVIDENCE = 1e3  # ours: p is then 0.999 and more; the loss of a label alone never stops asking for evidence
+LARGEST_EVIDENCE = 1e3  # ours: p of 10 classes is then 0.99; a label's cross-entropy never stops asking for more
 SMALLEST_REST = 1e-8  # of what the determinant's logarithm is taken of, which is more than 0 in exact numbers
 
 
