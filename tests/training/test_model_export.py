@@ -125,7 +125,7 @@ def unpacked(zipped: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("name", ["C3S3", "CrossTeaching"])
+@pytest.mark.parametrize("name", ["C3S3", "CrossTeaching", "MEDL"])
 def test_ensemble_of_two_architectures_is_a_model_each(tiny_dataset, tmp_path, capsys, name, residual):
     dataset = tiny_dataset(residual=residual, num_classes=4)
     trainer = find_trainer(f"nnUNetTrainer{name}")
