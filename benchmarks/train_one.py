@@ -7,6 +7,8 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from gradient_norms import measure_during
+
 EPOCHS = 20  # into which the steps are divided: nnU-Net validates and lowers its learning rate once in each
 VALIDATION_STEPS = 5  # of an epoch; its scores stand in the curves only
 SAVE_EVERY = 2  # epochs, so that little is lost in an interruption
@@ -29,6 +31,9 @@ def main() -> None:
     place, result = Path(sys.argv[1]), Path(sys.argv[2])
     facts = json.loads((place / "facts.json").read_text())
     trainer = make_trainer(facts)
+    norms = place / "gradient_norms.json"
+    if is_ours(type(trainer)):
+        measure_during(trainer, norms)
     if any(Path(trainer.output_folder).glob("checkpoint_*.pth")):
         from nnunetv2.run.run_training import maybe_load_checkpoint
 
@@ -42,6 +47,8 @@ def main() -> None:
         "dice": dice_of(summary, trainer.dataset_json["file_ending"]),
         **distances_of(trainer),
     }
+    if norms.exists():
+        outcome["gradient_norms"] = json.loads(norms.read_text())
     write_json_atomically(facts | outcome, result)
 
 
