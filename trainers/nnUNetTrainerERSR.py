@@ -26,14 +26,13 @@ class nnUNetTrainerERSR(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
 
     of images whose ½ ⟨|∇p|⟩ + ½ ⟨|Δ distance to the head|⟩ is among the best K(t) of all. The student predicts s of
     u_strong and s_i of u_i, where half i of the head and its mirror image stand, each perturbed; d is 1 on the ellipse
-    fitted to [p > τ], M reflects at its long axis, sym_i keeps half i. The gradient flows through s and s_i. The signal
-    comes from the shape: what the ellipse changes, and mirrored content.
+    fitted to [p > τ], M reflects at its long axis, sym_i keeps half i. The gradient flows through s and s_i; the signal
+    is the shape's: what the ellipse changes, and mirrored content.
 
-    Differences from the paper, whose abstract and code were at hand: a warm-up, no supervised checkpoint; scores stay,
-    by case, without zeros beyond the border; masks under 1 % are left out (empty ones scored best); an ellipse of all
-    border points, which is rejected if it leaves the patch or covers the mask badly, and leaves ⟨(s - ŷ)²⟩ alone; only
-    the head is perturbed, and not stretched to 0..1; targets are constant; the student sees the strong view, the teacher
-    predicts. Other labels are the teacher's where the head is not; regions may overlap it.
+    Differences from the paper, of which abstract and code were at hand: a warm-up, no supervised checkpoint; scores are
+    kept by case, and see no zeros beyond the border; no masks under 1 % (empty ones scored best); ellipses are of all
+    border points; one that leaves the patch or fits badly is rejected: ⟨(s - ŷ)²⟩ remains; the head alone is perturbed,
+    not stretched to 0..1; targets are constant; strong views; the teacher predicts; it labels what is not head.
 
     Cost: 3 B labeled, 9 B unlabeled, 1 B teacher passes to nnU-Net's 3 B, a ratio of 4.33; 1 in the warm-up.
     """
@@ -42,7 +41,6 @@ class nnUNetTrainerERSR(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     DIMENSIONS = (2,)
 
     elliptic_label: str | None = None  # name or number of the head's label or region; None: the only one
-    ema_decay = 0.99  # of the teacher; authors' code
     warmup_fraction = 0.4  # of the run; reconstructed, as for FixMatch; the authors start from a supervised checkpoint
     rampup_duration = 1.0  # of what follows, until λ and K are at their largest; authors' code
     segmentation_weight = 2.0  # λ of the pseudo-label; authors' code has 1, x2 for nnU-Net's loss scale

@@ -113,7 +113,7 @@ class ScoreTable(nn.Module):
         return (scores.isfinite() & (is_among_best | is_filled_up))[:, None, None, None]
 
     def store(self) -> None:
-        """Keep the scores of the last `is_kept`, if there was one since; a step that was skipped leaves none behind."""
+        """Keep the scores that wait, if any do: those of the last `is_kept`."""
         if self._new is not None:
             self.cases, self.scores = self._new
         self._new = None

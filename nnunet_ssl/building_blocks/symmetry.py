@@ -71,7 +71,9 @@ class Symmetric(NamedTuple):
     is_known: Tensor
 
 
-def symmetric_image(image: Tensor, structure: Tensor, mirror: Mirror, side: str, probability: float) -> Symmetric:
+def symmetric_image(
+    image: Tensor, structure: Tensor, mirror: Mirror, side: str, probability: float = PROBABILITY
+) -> Symmetric:
     """Return images whose structure is one of its halves and the mirror image of that half, each perturbed for itself.
 
     Args:
