@@ -6,6 +6,7 @@ ERSR, https://arxiv.org/abs/2508.19815, and its code, https://github.com/BioMedI
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,8 @@ CAPACITY = 4096  # cases of a table; of more, those seen last; ours
 NO_CASE = 0
 BOUNDARY_SHARE = 0.5  # α; authors' code
 LEAST_KEPT = 0.8  # of a batch; authors' code
-SMALLEST_MASK = 0.01  # of an image; ours: of 74 heads of HC18 and 90 of PSFHS the smallest has SMALLESTHEAD
+SMALLEST_MASK = 0.01  # of an image; ours: of 74 heads of HC18 and 90 of PSFHS the smallest has 0.05
+LARGEST_IMAGE = 2**16  # pixels in which a contour is rated; ours: a distance map of 256 x 256 takes 3 ms
 
 
 @torch.no_grad()
@@ -41,16 +43,19 @@ def boundary_consistency(probs: Tensor) -> Tensor:
 def contour_regularity(mask: np.ndarray) -> float:
     """Return the mean absolute Laplacian of the distance to a mask; infinite for a small one.
 
-    The distance of a pixel outside is Euclidean, in pixels, and 0 inside; beyond the border stands what is at the
-    border. Around a smooth convex contour it is nearly flat; each notch of the contour makes a ridge in it. An empty
-    mask would be the most regular of all.
+    The distance of a pixel outside is Euclidean, in pixels, and 0 inside. Around a smooth convex contour it is nearly
+    flat; each notch of the contour makes a ridge in it. An empty mask would be the most regular of all. Beyond the
+    border stands what is at the border: with zeros there, as in the authors' code, the distances at the border decide,
+    and noise all over the image scores best (measured on masks of HC18 and PSFHS). Of large images every second or
+    third pixel along each axis counts.
 
     Args:
         mask: of one structure, bool (Y, X).
     """
     if not mask.any() or mask.mean() < SMALLEST_MASK:
         return np.inf
-    distance = np.pad(distance_transform_edt(~mask), 1, mode="edge")
+    spacing = math.ceil(math.sqrt(mask.size / LARGEST_IMAGE))
+    distance = np.pad(distance_transform_edt(~mask[::spacing, ::spacing]), 1, mode="edge")
     neighbors = distance[:-2, 1:-1] + distance[2:, 1:-1] + distance[1:-1, :-2] + distance[1:-1, 2:]
     return float(np.abs(neighbors - 4 * distance[1:-1, 1:-1]).mean())
 

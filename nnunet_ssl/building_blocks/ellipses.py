@@ -1,7 +1,7 @@
 """Ellipses fitted to masks: of the fetal head, whose circumference is what the clinic measures."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ellipe
@@ -133,15 +133,18 @@ def ellipse_within(mask: np.ndarray, least_overlap: float) -> Ellipse | None:
     """
     if not mask.any():
         return None
-    part = without_holes(largest_part(mask))
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    y, x = rows[0], columns[0]
+    part = without_holes(largest_part(mask[y : rows[-1] + 1, x : columns[-1] + 1]))
     try:
-        ellipse = fit_ellipse(*border_points(part))
+        cropped = fit_ellipse(*border_points(part))
     except ValueError:
         return None
-    if not ellipse.lies_within(part.shape):
+    ellipse = replace(cropped, center_x=float(x + cropped.center_x), center_y=float(y + cropped.center_y))
+    if not ellipse.lies_within(mask.shape):
         return None
-    filled = ellipse.filled(part.shape)
-    return ellipse if (filled & part).sum() >= least_overlap * (filled | part).sum() else None
+    common = (cropped.filled(part.shape) & part).sum()
+    return ellipse if common >= least_overlap * (ellipse.area() + part.sum() - common) else None
 
 
 def border_points(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
