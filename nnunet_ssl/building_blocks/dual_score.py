@@ -112,7 +112,8 @@ class ScoreTable(nn.Module):
         self._new = self.with_scores(all_cases, all_scores)
         stored = self._new[1]
         better = (stored < scores[:, None]).sum(1)
-        is_among_best = better < kept_fraction * stored.isfinite().sum()
+        limit = kept_fraction * stored.isfinite().sum() if kept_fraction < 1.0 else torch.inf
+        is_among_best = better < limit  # of a case that a batch has twice, one score is not among the stored ones
         place = scores.argsort(stable=True).argsort()
         is_filled_up = place < max(1, int(LEAST_KEPT * len(scores)))
         return (scores.isfinite() & (is_among_best | is_filled_up))[:, None, None, None]
