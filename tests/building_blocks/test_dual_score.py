@@ -173,6 +173,10 @@ def test_table_comes_back_from_its_state():
     table, other = filled(a=0.3, b=math.inf), ScoreTable(8)
     other.load_state_dict(table.state_dict())
     assert content(other) == content(table) == expected(a=0.3, b=math.inf)
+    used = filled(c=0.1)
+    used.load_state_dict(table.state_dict())
+    used.store()
+    assert content(used) == content(table), "nothing waited any more"
 
 
 # ---- the filter ----
@@ -224,6 +228,12 @@ def test_all_are_kept_at_the_end():
     table = filled(32, **{f"good{i}": 0.0 for i in range(10)})
     scores = torch.tensor([3.0, 1.0, 1.0, 2.0])
     assert table.is_kept(scores, numbers(*"abcd"), scores, 1.0).all()
+
+
+def test_a_case_that_a_batch_has_twice_is_kept_twice_at_the_end():
+    table = filled(32, good=0.1)
+    scores = torch.tensor([0.9, 0.2])
+    assert table.is_kept(scores, numbers("a", "a"), scores, 1.0).all(), "only the second score is stored"
 
 
 def test_equal_scores_are_not_kept_beyond_the_floor():
