@@ -20,7 +20,9 @@ NO_CASE = 0
 BOUNDARY_SHARE = 0.5  # α; authors' code
 LEAST_KEPT = 0.8  # of a batch; authors' code
 SMALLEST_MASK = 0.01  # of an image; ours: of 74 heads of HC18 and 90 of PSFHS the smallest has 0.05
-LARGEST_IMAGE = 2**16  # pixels in which a contour is rated; ours: a distance map of 256 x 256 takes 3 ms
+# Pixels in which a contour is rated; ours, measured: notches and leaks, simulated, are told from smooth contours in 77 %
+# of pairs of heads of HC18 and 95 % of PSFHS, and in 75 and 93 % with four times as many pixels.
+LARGEST_IMAGE = 2**14
 
 
 @torch.no_grad()
@@ -46,8 +48,8 @@ def contour_regularity(mask: np.ndarray) -> float:
     The distance of a pixel outside is Euclidean, in pixels, and 0 inside. Around a smooth convex contour it is nearly
     flat; each notch of the contour makes a ridge in it. An empty mask would be the most regular of all. Beyond the
     border stands what is at the border: with zeros there, as in the authors' code, the distances at the border decide,
-    and noise all over the image scores best (measured on masks of HC18 and PSFHS). Of large images every second or
-    third pixel along each axis counts.
+    and noise all over the image scores best (measured on masks of HC18 and PSFHS). Of images with more than 128 x 128
+    pixels only some count, on a lattice.
 
     Args:
         mask: of one structure, bool (Y, X).
