@@ -54,7 +54,7 @@ class Timing(NamedTuple):
 def main() -> int:
     """Measure, print the table and write the csv."""
     options = parse_arguments()
-    names = [BASELINE, *all_trainers(options.trainer)]
+    names = [BASELINE, *trainers_called(options)]
     os.environ["nnUNet_results"] = tempfile.mkdtemp()
     timings = time_alternately(names, options)
     peaks = {name: peak_memory(name, options) for name in names}
@@ -89,13 +89,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def all_trainers(names: list[str]) -> list[str]:
-    """Return the trainers named; ALL stands for every trainer of the package."""
-    if names != ["ALL"]:
-        return names
+def trainers_called(options: argparse.Namespace) -> list[str]:
+    """Return the trainers named; ALL stands for every trainer of the package that is for such patches."""
+    if options.trainer != ["ALL"]:
+        return options.trainer
     import nnunet_ssl.trainers
+    from nnunet_ssl.discovery.variants import find_trainer
 
-    return sorted(module.name for module in pkgutil.iter_modules(nnunet_ssl.trainers.__path__))
+    configuration = json.loads(Path(options.plans).read_text())["configurations"][options.configuration]
+    names = sorted(module.name for module in pkgutil.iter_modules(nnunet_ssl.trainers.__path__))
+    return [name for name in names if len(configuration["patch_size"]) in find_trainer(name).DIMENSIONS]
 
 
 def make_trainer(name: str, options: argparse.Namespace) -> Any:  # noqa: ANN401 - any nnU-Net trainer

@@ -20,8 +20,8 @@ NO_CASE = 0
 BOUNDARY_SHARE = 0.5  # α; authors' code
 LEAST_KEPT = 0.8  # of a batch; authors' code
 SMALLEST_MASK = 0.01  # of an image; ours: of 74 heads of HC18 and 90 of PSFHS the smallest has 0.05
-# Pixels in which a contour is rated; ours, measured: notches and leaks, simulated, are told from smooth contours in 77 %
-# of pairs of heads of HC18 and 95 % of PSFHS, and in 75 and 93 % with four times as many pixels.
+# Pixels in which a contour is rated; ours, measured: notches and leaks, simulated, are told from smooth contours in 77
+# and 95 % of pairs of heads of HC18 and PSFHS; with four times as many pixels in 75 and 93 %.
 LARGEST_IMAGE = 2**14
 
 
