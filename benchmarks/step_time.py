@@ -37,6 +37,7 @@ DATASET_JSON = {
     "numTraining": 1,
     "file_ending": ".nii.gz",
 }
+OPTIONS_OF_DATA = {"elliptic_label": "posterior"}  # what a method has to be told of several labels
 BASELINE = "nnUNetTrainer"
 COLUMNS = ("trainer", "seconds", "ratio", "cost_model", "share_of_model", "host_seconds", "peak_gib", "peak_ratio")
 FORWARD_AND_BACKWARD = 3  # passes: a backward one counts as two forward ones
@@ -53,7 +54,7 @@ class Timing(NamedTuple):
 def main() -> int:
     """Measure, print the table and write the csv."""
     options = parse_arguments()
-    names = [BASELINE, *all_trainers(options.trainer)]
+    names = [BASELINE, *trainers_called(options)]
     os.environ["nnUNet_results"] = tempfile.mkdtemp()
     timings = time_alternately(names, options)
     peaks = {name: peak_memory(name, options) for name in names}
@@ -88,13 +89,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def all_trainers(names: list[str]) -> list[str]:
-    """Return the trainers named; ALL stands for every trainer of the package."""
-    if names != ["ALL"]:
-        return names
+def trainers_called(options: argparse.Namespace) -> list[str]:
+    """Return the trainers named; ALL stands for every trainer of the package that is for such patches."""
+    if options.trainer != ["ALL"]:
+        return options.trainer
     import nnunet_ssl.trainers
+    from nnunet_ssl.discovery.variants import find_trainer
 
-    return sorted(module.name for module in pkgutil.iter_modules(nnunet_ssl.trainers.__path__))
+    configuration = json.loads(Path(options.plans).read_text())["configurations"][options.configuration]
+    names = sorted(module.name for module in pkgutil.iter_modules(nnunet_ssl.trainers.__path__))
+    return [name for name in names if len(configuration["patch_size"]) in find_trainer(name).DIMENSIONS]
 
 
 def make_trainer(name: str, options: argparse.Namespace) -> Any:  # noqa: ANN401 - any nnU-Net trainer
@@ -113,6 +117,7 @@ def make_trainer(name: str, options: argparse.Namespace) -> Any:  # noqa: ANN401
     )
     os.environ.setdefault("nnUNet_preprocessed", os.environ["nnUNet_results"])
     trainer.preprocessed_dataset_folder = str(empty_dataset_folder())
+    trainer.options = {option: value for option, value in OPTIONS_OF_DATA.items() if hasattr(trainer, option)}
     trainer.initialize()
     trainer.inference_allowed_mirroring_axes = tuple(range(len(trainer.configuration_manager.patch_size)))
     trainer.current_epoch = trainer.num_epochs // 2

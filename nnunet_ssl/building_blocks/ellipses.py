@@ -1,7 +1,7 @@
 """Ellipses fitted to masks: of the fetal head, whose circumference is what the clinic measures."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ellipe
@@ -43,6 +43,14 @@ class Ellipse:
         """Return it with all lengths multiplied, for example by the pixel size in mm."""
         lengths = (self.center_x, self.center_y, self.semi_axis_a, self.semi_axis_b)
         return Ellipse(*(length * factor for length in lengths), self.angle_rad)
+
+    def lies_within(self, shape: tuple[int, int]) -> bool:
+        """Return whether all of it is inside of an image (Y, X), whose border runs around its outermost pixels."""
+        cosine, sine = math.cos(self.angle_rad), math.sin(self.angle_rad)
+        reach_x = math.hypot(self.semi_axis_a * cosine, self.semi_axis_b * sine)
+        reach_y = math.hypot(self.semi_axis_a * sine, self.semi_axis_b * cosine)
+        axes = ((self.center_y, reach_y, shape[0]), (self.center_x, reach_x, shape[1]))
+        return all(center - reach >= -0.5 and center + reach <= size - 0.5 for center, reach, size in axes)
 
     def filled(self, shape: tuple[int, int]) -> np.ndarray:
         """Return a mask `(Y, X)`, bool: the pixels whose middle is inside."""
@@ -111,6 +119,49 @@ def ellipse_of_mask(mask: np.ndarray) -> Ellipse:
     if is_cut_by_border(part) and part.sum() < LEAST_IN_IMAGE * ellipse.area():
         raise ValueError("more than half of its ellipse is outside of the image")
     return ellipse
+
+
+def ellipse_within(mask: np.ndarray, least_overlap: float) -> Ellipse | None:
+    """Return the ellipse that fits all border points of a mask's largest connected part; None if there is no good one.
+
+    Holes of the part are filled. There is none where the mask is empty, where the points lie on no ellipse, where the
+    ellipse leaves the image (an arc that is cut off says little about it), and where it covers the part badly.
+
+    Args:
+        mask: `(Y, X)`, bool.
+        least_overlap: intersection over union of ellipse and part, in [0, 1].
+    """
+    if not mask.any():
+        return None
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    y, x = rows[0], columns[0]
+    part = without_holes(largest_part(mask[y : rows[-1] + 1, x : columns[-1] + 1]))
+    try:
+        cropped = fit_ellipse(*border_points(part))
+    except ValueError:
+        return None
+    ellipse = replace(cropped, center_x=float(x + cropped.center_x), center_y=float(y + cropped.center_y))
+    if not ellipse.lies_within(mask.shape):
+        return None
+    common = (cropped.filled(part.shape) & part).sum()
+    return ellipse if common >= least_overlap * (ellipse.area() + part.sum() - common) else None
+
+
+def border_points(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and y `(N,)` of a mask's border: halfway between each pixel inside and each neighbor outside.
+
+    What is beyond the image counts as outside.
+    """
+    inside = np.pad(mask, 1).astype(np.int8)
+    y_beside, x_beside = np.nonzero(np.diff(inside, axis=1))
+    y_below, x_below = np.nonzero(np.diff(inside, axis=0))
+    return np.concatenate([x_beside - 0.5, x_below - 1.0]), np.concatenate([y_beside - 1.0, y_below - 0.5])
+
+
+def without_holes(mask: np.ndarray) -> np.ndarray:
+    """Return a mask `(Y, X)`, bool, with what it encloses."""
+    outside = connected_components(np.pad(~mask, 1, constant_values=True), connectivity=1)
+    return (outside != outside[0, 0])[1:-1, 1:-1]
 
 
 def is_cut_by_border(mask: np.ndarray) -> bool:

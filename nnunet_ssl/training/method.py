@@ -102,6 +102,13 @@ class Method:
         """Return the name of the network or teacher that validates, predicts and is saved as the model."""
         return self.FIRST_NETWORK
 
+    def preview_probabilities(self, probs: Tensor) -> Tensor:
+        """Return the probabilities (B, C, *spatial) whose pseudo-labels a preview shows: the inference network's own.
+
+        A method that learns from what it makes of them returns that.
+        """
+        return probs
+
     # ---- what a method calls: networks ----
 
     def forward_pass(self, image: Tensor, network: str | None = None) -> Pass:

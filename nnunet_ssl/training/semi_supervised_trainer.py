@@ -269,7 +269,7 @@ class SemiSupervisedTrainer(Method, ResumableTrainer):
         with torch.no_grad(), self.networks.in_place(self, self.inference_network()), self.step.autocast():
             self.network.eval()
             self.set_deep_supervision_enabled(False)
-            probs = self.probabilities(self.network(image))
+            probs = self.preview_probabilities(self.probabilities(self.network(image)))
         threshold = getattr(self, "confidence_threshold", None)
         title = f"{type(self).__name__}, fold {self.fold}, epoch {self.current_epoch}"
         draw_pseudo_labels(self.label_space, unlabeled, probs, threshold, file, title)

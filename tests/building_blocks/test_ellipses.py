@@ -1,11 +1,23 @@
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from skimage.measure import find_contours
 
-from nnunet_ssl.building_blocks.ellipses import Ellipse, ellipse_of_mask, fit_ellipse, is_cut_by_border
+from nnunet_ssl.building_blocks.ellipses import (
+    Ellipse,
+    border_points,
+    ellipse_of_mask,
+    ellipse_within,
+    fit_ellipse,
+    is_cut_by_border,
+    without_holes,
+)
+from tests.conftest import SHARED_DATA
 
 
 def points_on(ellipse: Ellipse, number: int = 50) -> tuple[np.ndarray, np.ndarray]:
@@ -145,3 +157,116 @@ def test_no_ellipse_is_invented():
     line = np.arange(9.0)
     with pytest.raises(ValueError, match="the points lie on no ellipse"):
         fit_ellipse(line, 2 * line)
+
+
+# ---- ellipses that lie in the image ----
+
+
+def test_border_runs_halfway_between_pixels_inside_and_outside():
+    """One pixel in the middle of row 1, column 2; and the corner pixel, whose border is partly the image's."""
+    for row, column in ((1, 2), (0, 0)):
+        mask = np.zeros((3, 4), bool)
+        mask[row, column] = True
+        found = {(float(x), float(y)) for x, y in zip(*border_points(mask), strict=True)}
+        assert found == {
+            (column - 0.5, row),
+            (column + 0.5, row),
+            (column, row - 0.5),
+            (column, row + 0.5),
+        }
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.7])
+def test_border_points_are_those_of_the_contour(angle):
+    mask = Ellipse(20.3, 17.8, 13.0, 9.0, angle).filled((40, 44))
+    mask[10:15, 18:22] = True
+    found = sorted(zip(*border_points(mask), strict=True))
+    (contour,) = find_contours(np.pad(mask, 1).astype(float), 0.5)
+    assert found == sorted((x - 1, y - 1) for y, x in contour[:-1])
+
+
+def test_holes_are_filled_and_bays_are_not():
+    mask = np.zeros((7, 7), bool)
+    mask[1:6, 1:6] = True
+    mask[3, 3] = mask[2, 5] = False
+    mask[4, 4] = mask[5, 5] = False  # touches what is outside at a corner alone: a hole
+    expected = mask.copy()
+    expected[3, 3] = expected[4, 4] = True
+    assert np.array_equal(without_holes(mask), expected)
+    assert without_holes(np.ones((2, 3), bool)).all()
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.6, 2.5])
+def test_ellipse_of_the_largest_part_whatever_is_beside_it_and_in_it(angle):
+    ellipse = Ellipse(60.4, 52.7, 40.0, 30.0, angle)
+    mask = ellipse.filled((110, 130))
+    mask[40:60, 55:65] = False  # a hole
+    mask[2:8, 2:8] = True  # another part
+    found = ellipse_within(mask, 0.95)
+    assert (found.center_x, found.center_y) == pytest.approx((60.4, 52.7), abs=0.1)
+    assert (found.semi_axis_a, found.semi_axis_b) == pytest.approx((40.0, 30.0), abs=0.2)
+    assert math.cos(2 * (found.angle_rad - angle)) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_ellipse_is_fitted_to_all_border_points_of_the_part():
+    mask = Ellipse(30.0, 25.0, 20.0, 15.0, 0.4).filled((55, 60))
+    mask[20:30, 30:52] = True  # a bump
+    assert astuple(ellipse_within(mask, 0.5)) == pytest.approx(astuple(fit_ellipse(*border_points(mask))))
+
+
+def test_ellipse_that_leaves_the_image_is_none():
+    whole = Ellipse(30.0, 25.0, 20.0, 15.0, 0.0)
+    mask = whole.filled((60, 80))
+    assert ellipse_within(mask, 0.8) is not None
+    assert ellipse_within(mask[:, 22:], 0.5) is None, "cut at the left, the ellipse of the rest reaches out there"
+    assert ellipse_within(mask[:, :40], 0.5) is None
+    assert ellipse_within(mask[18:], 0.5) is None
+    assert ellipse_within(mask[:32], 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("ellipse", "lies"),
+    [
+        (Ellipse(10.0, 8.0, 6.0, 4.0, 0.0), True),
+        (Ellipse(5.5, 8.0, 6.0, 4.0, 0.0), True),  # as far as the first pixel's edge
+        (Ellipse(5.4, 8.0, 6.0, 4.0, 0.0), False),
+        (Ellipse(13.6, 8.0, 6.0, 4.0, 0.0), False),  # of columns 0 to 19
+        (Ellipse(10.0, 3.4, 6.0, 4.0, 0.0), False),
+        (Ellipse(10.0, 10.6, 6.0, 4.0, 0.0), False),  # of rows 0 to 14
+        (Ellipse(5.4, 8.0, 6.0, 4.0, math.pi / 2), True),  # upright
+        (Ellipse(10.0, 5.4, 6.0, 4.0, math.pi / 2), False),
+    ],
+)
+def test_what_lies_within_an_image(ellipse, lies):
+    assert ellipse.lies_within((15, 20)) is lies
+
+
+def test_bad_fits_are_none():
+    assert ellipse_within(np.zeros((20, 20), bool), 0.0) is None
+    pixel = np.zeros((20, 20), bool)
+    pixel[5, 6] = True
+    assert ellipse_within(pixel, 0.0) is None, "four points on no ellipse of their own"
+    crescent = Ellipse(40.0, 40.0, 25.0, 22.0, 0.0).filled((90, 90)) & ~Ellipse(50.0, 40.0, 22.0, 20.0, 0.0).filled(
+        (90, 90)
+    )
+    assert ellipse_within(crescent, 0.0) is not None
+    assert ellipse_within(crescent, 0.8) is None
+
+
+def test_overlap_is_intersection_over_union():
+    mask = Ellipse(40.0, 40.0, 25.0, 20.0, 0.0).filled((90, 90))
+    mask[30:50, 60:75] = True
+    ellipse = ellipse_within(mask, 0.0)
+    filled = ellipse.filled(mask.shape)
+    overlap = (filled & mask).sum() / (filled | mask).sum()
+    assert 0.8 < overlap < 0.95
+    assert ellipse_within(mask, overlap - 0.01) == ellipse
+    assert ellipse_within(mask, overlap + 0.01) is None
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "PSFHS").is_dir(), reason="real data are not at hand")
+def test_real_fetal_heads_are_ellipses():
+    """PSFHS: neighbors are alike, so that every tenth is enough."""
+    files = sorted((SHARED_DATA / "PSFHS" / "label_mha").glob("*.mha"))[::10]
+    heads = [SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(file)).squeeze() == 2 for file in files]
+    assert all(ellipse_within(head, 0.9) is not None for head in heads)

@@ -42,18 +42,19 @@ def network_of(folder: Path, folds=(0,)) -> nnUNetPredictor:
 
 @pytest.mark.parametrize("trainer_class", TRAINERS, ids=lambda trainer: trainer.__name__)
 def test_exported_model_is_the_network_that_predicts(tiny_dataset, trainer_class, tmp_path, capsys):
-    dataset = tiny_dataset()
+    dataset = tiny_dataset(dim=max(trainer_class.DIMENSIONS))
+    configuration = dataset.case.configuration
     model = finished_run(dataset, trainer_class)
-    assert export(tmp_path / "model.zip", trainer_class) == 0
+    assert export(tmp_path / "model.zip", trainer_class, "-c", configuration) == 0
     name = trainer_class.__name__.removeprefix("nnUNetTrainer")
     assert f"-tr nnUNetTrainer -p nnUNetPlans_{name} -f 0" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "model.zip") as opened:
         opened.extractall(tmp_path / "results")
-    exported = tmp_path / "results" / DATASET / f"nnUNetTrainer__nnUNetPlans_{name}__3d_fullres"
+    exported = tmp_path / "results" / DATASET / f"nnUNetTrainer__nnUNetPlans_{name}__{configuration}"
     ours, plain = network_of(model), network_of(exported)
     assert plain.trainer_name == "nnUNetTrainer"
     assert plain.allowed_mirroring_axes == ours.allowed_mirroring_axes == (0, 2)
-    image = torch.randn(1, 1, 16, 16, 16)
+    image = torch.randn(1, 1, *[16] * dataset.case.dim)
     ours.network.load_state_dict(ours.list_of_parameters[0])
     with torch.no_grad():
         assert torch.equal(ours.network.eval()(image), plain.network.eval()(image))
