@@ -37,6 +37,8 @@ DATASET_JSON = {
     "numTraining": 1,
     "file_ending": ".nii.gz",
 }
+# What a method has to be told of several labels, and of weights that are not downloaded here.
+OPTIONS_OF_DATA = {"elliptic_label": "posterior", "encoder_weights": "none"}
 BASELINE = "nnUNetTrainer"
 COLUMNS = ("trainer", "seconds", "ratio", "cost_model", "share_of_model", "host_seconds", "peak_gib", "peak_ratio")
 FORWARD_AND_BACKWARD = 3  # passes: a backward one counts as two forward ones
@@ -113,6 +115,7 @@ def make_trainer(name: str, options: argparse.Namespace) -> Any:  # noqa: ANN401
     )
     os.environ.setdefault("nnUNet_preprocessed", os.environ["nnUNet_results"])
     trainer.preprocessed_dataset_folder = str(empty_dataset_folder())
+    trainer.options = {option: value for option, value in OPTIONS_OF_DATA.items() if hasattr(trainer, option)}
     trainer.initialize()
     trainer.inference_allowed_mirroring_axes = tuple(range(len(trainer.configuration_manager.patch_size)))
     trainer.current_epoch = trainer.num_epochs // 2

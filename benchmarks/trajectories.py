@@ -52,7 +52,8 @@ def main() -> int:
     refuse_another_checkout()
     torch.set_num_threads(1)
     draw_no_progress()
-    digests = {f"{name} {case}": train(name, case) for name in options.trainers or all_trainers() for case in CASES}
+    trainings = [(name, case) for name in options.trainers or all_trainers() for case in cases_of(name)]
+    digests = {f"{name} {case}": train(name, case) for name, case in trainings}
     Path(options.files[0]).write_text(json.dumps(digests, indent=1))
     return 0
 
@@ -71,6 +72,13 @@ def all_trainers() -> list[str]:
     import nnunet_ssl.trainers
 
     return sorted(module.name for module in pkgutil.iter_modules(nnunet_ssl.trainers.__path__))
+
+
+def cases_of(name: str) -> list[str]:
+    """Return the cases whose dimensions a trainer is for."""
+    from nnunet_ssl.discovery.variants import find_trainer
+
+    return [case for case in CASES if CASES[case].dim in find_trainer(name).DIMENSIONS]
 
 
 def train(name: str, case: str) -> list[str]:

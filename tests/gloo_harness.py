@@ -1,5 +1,6 @@
 """Two processes under gloo on the CPU train every trainer given; what each ends with is compared by the test."""
 
+import dataclasses
 import gc
 import hashlib
 import json
@@ -29,7 +30,7 @@ from tests.warm_processes import WARM
 OUTSIDE = "nnUNetTrainerOutside"
 
 CASE = Case(num_classes=4, stages=6)  # more heads than any method takes
-CASE_OF_2D = Case(dim=2)  # whose plans ask for a Dice over all processes
+CASE_OF_2D = dataclasses.replace(CASE, dim=2)  # whose plans ask for a Dice over all processes
 # Methods whose losses are means over samples, with the options that leave nothing to chance in them.
 WHOLE_STEP = {
     "nnUNetTrainerMeanTeacher": {},
@@ -92,9 +93,11 @@ def train(rank: int, root: Path, root_of_2d: Path, report: Path, port: int, name
     torch.set_num_threads(1)
     draw_no_progress()
     dist.init_process_group("gloo", rank=rank, world_size=2)
+    of_3d, of_2d = TinyDataset(CASE, root), TinyDataset(CASE_OF_2D, root_of_2d)
     results, validated = {}, set()
     for name in names:
-        dataset = TinyDataset(CASE, root)
+        dataset = of_3d if 3 in trainer_called(name).DIMENSIONS else of_2d
+        point_to(dataset)
         trainer = make_trainer(dataset, trainer_called(name), seed=1)
         trainer.run_training()
         if not validated & set(type(trainer).__bases__):  # it is the bases' and slow: once for each of them
@@ -104,11 +107,11 @@ def train(rank: int, root: Path, root_of_2d: Path, report: Path, port: int, name
         keep_one_step(rank, dataset, name, report.parent)
         results[name]["stopped_with"] = stop_by_one_rank(rank, dataset, name)
         results[name]["summed"] = sum_array(np.array([rank, 1])).tolist()
-    results["uneven"] = uneven_gradients(dataset)
+    point_to(of_3d)
+    results["uneven"] = uneven_gradients(of_3d)
     results["gathered"] = gather_tensor(torch.tensor([[float(rank)], [10.0 + rank]], requires_grad=True)).tolist()
-    os.environ |= {f"nnUNet_{place}": str(root_of_2d / place) for place in ("raw", "preprocessed", "results")}
-    dataset = TinyDataset(CASE_OF_2D, root_of_2d)
-    results["collectives"] = {name: collectives_of_a_step(dataset, name) for name in SUPERVISED_LOSSES}
+    point_to(of_2d)
+    results["collectives"] = {name: collectives_of_a_step(of_2d, name) for name in SUPERVISED_LOSSES}
     gathered: list = [None, None]
     dist.all_gather_object(gathered, results)
     if rank == 0:
@@ -116,6 +119,11 @@ def train(rank: int, root: Path, root_of_2d: Path, report: Path, port: int, name
     gc.collect()  # wrapped networks hold on to the group, which aborts the process when it goes before them
     dist.barrier()  # nor may one process leave while the other still talks to it
     dist.destroy_process_group()
+
+
+def point_to(dataset: TinyDataset) -> None:
+    """Set nnU-Net's variables to a data set."""
+    os.environ |= {f"nnUNet_{place}": str(dataset.root / place) for place in ("raw", "preprocessed", "results")}
 
 
 def keep_one_step(rank: int, dataset: TinyDataset, name: str, folder: Path) -> None:

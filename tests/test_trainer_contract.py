@@ -20,7 +20,7 @@ from nnunet_ssl.training.networks import bare
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.stages import WARMUP
 from tests import gloo_harness
-from tests.conftest import assert_equal_weights, make_trainer, parameters_of, started, state_of
+from tests.conftest import assert_equal_weights, is_at_hand, make_trainer, parameters_of, started, state_of
 from tests.gloo_harness import (
     CASE,
     CASE_OF_2D,
@@ -39,6 +39,7 @@ ALL = [*TRAINERS, OUTSIDE]
 
 # Each pair of values of two properties stands in some row, and any four rows that follow each other, the first after
 # the last, have both dimensions, both architectures, regions, an ignore label, an anisotropic patch and a batch of 1.
+# A method for patches of some dimensions is tested in the rows that have them.
 MATRIX = [
     {"dim": 2, "residual": False, "num_classes": 2, "batch_size": 1},
     {"dim": 2, "residual": True, "num_classes": 4, "batch_size": 4, "ignore": True},
@@ -50,11 +51,18 @@ MATRIX = [
 ]
 ROWS_OF_A_TRAINER = 4
 
+# Terms that need an ellipse among the pseudo-labels; the trainer's own tests give it one.
+EMPTY_AT_FIRST = {
+    "nnUNetTrainerERSR": [f"{name}_{side}" for name in ("perturbed", "mirrored") for side in ("left", "right")]
+}
+# Epochs in which all networks have learned, where they learn in turn.
+EPOCHS_OF_ALL_NETWORKS = {"nnUNetTrainerMN": (2, 1)}
+
 
 def rows_of(name: str) -> list[dict]:
     """Return the rows that a trainer is tested in; the next one begins a row later."""
-    start = ALL.index(name)
-    return [MATRIX[(start + i) % len(MATRIX)] for i in range(ROWS_OF_A_TRAINER)]
+    rows, start = [row for row in MATRIX if row["dim"] in trainer_called(name).DIMENSIONS], ALL.index(name)
+    return [rows[(start + i) % len(rows)] for i in range(min(ROWS_OF_A_TRAINER, len(rows)))]
 
 
 def cell_name(cell: dict) -> str:
@@ -64,6 +72,15 @@ def cell_name(cell: dict) -> str:
 @pytest.fixture(params=ALL)
 def trainer_class(request) -> type[SemiSupervisedTrainer]:
     return trainer_called(request.param)
+
+
+@pytest.fixture
+def tiny_dataset(request, tiny_dataset):
+    """Return a function that writes a data set, where nothing else is said of dimensions that the trainer is for."""
+    if "trainer_class" not in request.fixturenames:
+        return tiny_dataset
+    dim = max(request.getfixturevalue("trainer_class").DIMENSIONS)
+    return lambda **cell: tiny_dataset(**{"dim": dim} | cell)
 
 
 @pytest.fixture(params=TRAINERS)
@@ -104,7 +121,9 @@ def test_rows_of_each_trainer_have_all_that_matters():
     for name in ALL:
         rows = [{"regions": False, "ignore": False, "anisotropic": False} | row for row in rows_of(name)]
         assert {row["batch_size"] for row in rows} >= {1}, name
-        for key in ("dim", "residual", "num_classes", "regions", "ignore", "anisotropic"):
+        dimensions = trainer_called(name).DIMENSIONS
+        assert {row["dim"] for row in rows} == set(dimensions), name
+        for key in ("residual", "num_classes", "regions", "ignore", *["anisotropic"] * (3 in dimensions)):
             assert len({row[key] for row in rows}) == 2, (name, key)
 
 
@@ -191,25 +210,39 @@ def test_gradients_reach_all_parameters_and_no_teacher(tiny_dataset, trainer_cla
 
     students = [nn.ModuleList(one.modules) for one in trainer.networks.trained.values()]
     reached = [set() for _ in students]
-    for losses in trainer.training_losses(*batches_on_device(batch, trainer.device)):
+    for losses in losses_of_all_networks(trainer, batch):
         for student in students:
             student.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         gradients = [{n: p.grad for n, p in s.named_parameters() if p.grad is not None} for s in students]
         moved = [names for names in gradients if any(g.abs().sum() > 0 for g in names.values())]
-        assert len(moved) == 1, f"{list(losses)} moves {len(moved)} networks; each graph is of one"
+        if not is_empty_at_first(trainer_class, losses):
+            assert len(moved) == 1, f"{list(losses)} moves {len(moved)} networks; each graph is of one"
         for names, found in zip(reached, gradients, strict=True):
             names.update(found)
     for student, names in zip(students, reached, strict=True):
-        missing = {name for name, _ in student.named_parameters()} - names
+        missing = {name for name, parameter in student.named_parameters() if parameter.requires_grad} - names
         assert all(name.endswith(coarsest_head) for name in missing)
     for teacher in trainer.networks.teachers.values():
         assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
 
 
+def losses_of_all_networks(trainer, batch: dict):
+    """Yield what the trainer yields for a batch, in the epoch that is on or until all networks have learned."""
+    for epoch in EPOCHS_OF_ALL_NETWORKS.get(type(trainer).__name__, [trainer.current_epoch]):
+        trainer.current_epoch = epoch
+        yield from trainer.training_losses(*batches_on_device(batch, trainer.device))
+
+
+def is_empty_at_first(trainer_class, losses: dict[str, torch.Tensor]) -> bool:
+    """Return whether terms are 0 because a network that has learned nothing predicts nothing that they could use."""
+    terms = EMPTY_AT_FIRST.get(trainer_class.__name__, ())
+    return losses.keys() <= {*terms} and not any(losses.values())
+
+
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_resumed_run_equals_undisturbed_run(tiny_dataset, trainer_class, epochs):
-    """Promise 4: stopped, also in a warm-up (which ends after 1.6 epochs), and resumed, all parts are bit-equal."""
+    """Promise 4: stopped, also in a warm-up (most end after 1.6 epochs), and resumed, all parts are bit-equal."""
     dataset = tiny_dataset(num_classes=4)
     undisturbed = trained(dataset, trainer_class, num_epochs=4)
     stopped = make_trainer(dataset, trainer_class, seed=1, num_epochs=4, save_every=1)
@@ -219,7 +252,7 @@ def test_resumed_run_equals_undisturbed_run(tiny_dataset, trainer_class, epochs)
     resumed = make_trainer(dataset, trainer_class, resume=True)
     resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_latest.pth")
     assert resumed.current_epoch == epochs
-    assert (resumed.stages.at(resumed.progress) == WARMUP) == (resumed.warmup_fraction > 0 and epochs == 1)
+    assert (resumed.stages.at(resumed.progress) == WARMUP) == (epochs < 4 * resumed.stages.before_main)
     resumed.run_training()
     assert_equal_weights(state_of(undisturbed), state_of(resumed))
     assert undisturbed.optimizer_steps == resumed.optimizer_steps == 8
@@ -333,12 +366,11 @@ def test_every_trainer_is_in_the_readme_with_its_cost(trainer_of_package):
 
 def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path, monkeypatch):
     """Promise 7, over all trainers in one pair of processes: same weights, same teacher, same parts."""
-    dataset = tiny_dataset(**dataclasses.asdict(CASE))
+    dataset, of_2d = (tiny_dataset(**dataclasses.asdict(case)) for case in (CASE, CASE_OF_2D))
     report = tmp_path / "report.json"
-    of_2d = tiny_dataset(**dataclasses.asdict(CASE_OF_2D))
-    for place in ("raw", "preprocessed", "results"):
+    for place in ("raw", "preprocessed", "results"):  # put back afterwards
         monkeypatch.setenv(f"nnUNet_{place}", str(dataset.root / place))
-    gloo_harness.run(dataset.root, of_2d.root, report, ALL)
+    gloo_harness.run(dataset.root, of_2d.root, report, [name for name in ALL if is_at_hand(trainer_called(name))])
     found = json.loads(report.read_text())
     for counts in found.pop("collectives"):
         for name, losses in SUPERVISED_LOSSES.items():
@@ -355,8 +387,12 @@ def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path, monkeypatch):
         assert ranks[0]["summed"] == [1, 2], name
         cases = ranks[0]["stopped_with"].rpartition(": ")[2]
         assert "the_bad_case" in cases, name
-        assert "labeled0" not in cases.replace("unlabeled0", ""), f"{name} names cases of the healthy rank"
-        assert_one_step_equals_one_process(dataset, trainer_called(name), report.parent)
+        trainer_class = trainer_called(name)
+        is_of_3d = 3 in trainer_class.DIMENSIONS
+        if is_of_3d:  # in 2d, by a Dice over all processes, both are ill
+            assert "labeled0" not in cases.replace("unlabeled0", ""), f"{name} names cases of the healthy rank"
+        gloo_harness.point_to(dataset if is_of_3d else of_2d)
+        assert_one_step_equals_one_process(dataset if is_of_3d else of_2d, trainer_class, tmp_path)
 
 
 def assert_one_step_equals_one_process(dataset, trainer_class, folder: Path) -> None:
