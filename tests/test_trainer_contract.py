@@ -56,7 +56,7 @@ EMPTY_AT_FIRST = {
     "nnUNetTrainerERSR": [f"{name}_{side}" for name in ("perturbed", "mirrored") for side in ("left", "right")]
 }
 # Epochs in which all networks have learned, where they learn in turn.
-EPOCHS_OF_ALL_NETWORKS = {"nnUNetTrainerMN": (2, 1)}
+EPOCHS_OF_ALL_NETWORKS = {"nnUNetTrainerMN": (0, 1)}
 
 
 def rows_of(name: str) -> list[dict]:

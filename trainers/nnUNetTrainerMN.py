@@ -8,7 +8,7 @@ from torch.optim import AdamW, Optimizer
 from nnunet_ssl.building_blocks.sampling import draw_unlabeled, samples_at, unlabeled_share, with_samples
 from nnunet_ssl.building_blocks.soft_targets import soft_target_loss_of_heads
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
-from nnunet_ssl.training.networks_2d import LibraryNetwork, axis_of_slices, network_of_nnunet, refuse_networks_2d
+from nnunet_ssl.training.networks_2d import LibraryNetwork, axis_of_slices, network_2d
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.step import Losses
 
@@ -29,14 +29,13 @@ class nnUNetTrainerMN(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
     signal: another dimension, and weights that have seen many images. The 3-D network alone predicts.
 
     Differences from the paper, of which abstract and code were read:
-        nnU-Net's augmentation, optimiser and deep supervision for the 3-D network, its loss in the warm-up, and its
-        learning rate, which does not restart and guides the share; the code's share grows with the epochs;
-        coarser heads learn mean targets; KL is summed over classes, where the code takes their mean;
-        the library's decoder, at a quarter of the resolution; the code adds the image to it;
+        the 3-D network has nnU-Net's augmentation, optimiser and deep supervision (of mean targets), both its loss in
+        the warm-up; its learning rate, which does not restart, is the share's: the code's grows with the epochs;
+        KL is summed over classes, where the code takes their mean; the code adds the image to the 2-D decoder;
         no predictions are saved: there they steer which places are sampled, and nothing else.
 
-    Cost: the networks learn in turn, so that a step has B forward and backward passes of one, and up to B - 1 forward
-    passes of the other; slices pass a third time where they come in chunks. See PASSES.
+    Cost: B forward and backward passes of one network and up to B - 1 forward passes of the other; in chunks the 2-D
+    network's slices pass forward twice. Measured: see PASSES.
     """
 
     STEP_COST = 3.0  # of nnU-Net's own step; see above
@@ -54,25 +53,19 @@ class nnUNetTrainerMN(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
     init_2d: str | None = None  # a checkpoint of nnU-Net's 2d network, which is then the 2-D network
     low_rank_adapters = True  # of the library's encoder; false trains all of its weights; paper
     adapter_rank = 64  # authors' code
-    adapter_alpha = 64.0  # authors' code
     adapter_dropout = 0.1  # authors' code
     learning_rate_2d = 1e-3  # of AdamW, of the library's network; authors' code
     slice_axis: int | None = None  # 1, 2 or 3: which axis is cut; None: that of the coarsest spacing
     slices_per_pass = 32  # so many slices' features are in memory at a time; ours
 
-    def check_settings(self) -> None:
-        """Refuse two 2-D networks at once, and those of the library where it is not installed."""
-        refuse_networks_2d(self.init_2d, self.weights_2d)
-
     def build_other_networks(self) -> dict[str, nn.Module]:
         """Return the 2-D network."""
         axis = axis_of_slices(self.configuration_manager.spacing, self.slice_axis)
         sizes = (self.num_input_channels, self.label_space.num_channels, axis, self.slices_per_pass)
-        if self.init_2d:
-            return {"network_2d": network_of_nnunet(self.init_2d, *sizes)}
-        adapters = (self.adapter_rank, self.adapter_alpha, self.adapter_dropout) if self.low_rank_adapters else None
+        adapters = (self.adapter_rank, self.adapter_dropout) if self.low_rank_adapters else None
         names = (self.architecture_2d, self.encoder, self.encoder_weights)
-        return {"network_2d": LibraryNetwork(*names, self.weights_2d, adapters, self.was_resumed).build(*sizes)}
+        library = LibraryNetwork(*names, self.weights_2d, adapters, is_filled_later=self.was_resumed)
+        return {"network_2d": network_2d(self.init_2d, library, *sizes)}
 
     def build_part_optimizers(self) -> dict[str, Optimizer]:
         """Return that of the library's network; nnU-Net's 2d network has nnU-Net's."""
@@ -93,7 +86,9 @@ class nnUNetTrainerMN(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
         self.record({"unlabeled_samples": len(chosen)})
         if chosen:
             patches = samples_at(unlabeled.strong, chosen)
-            taught = self.evaluated(patches, other)
+            self.networks[other].eval()
+            taught = self.network_probabilities(patches, other)
+            self.networks[other].train()
             new = (patches, taught, ones_like(taught[:, :1]))
             maps = [with_samples(*pair, chosen) for pair in zip(maps, new, strict=True)]
         outputs = self.forward_pass(maps[0], learner).outputs
@@ -102,10 +97,3 @@ class nnUNetTrainerMN(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
             self.observe_pseudo_labels(taught, own, "" if learner == "network" else "2d")
         weights = self.loss.weight_factors if len(outputs) > 1 else (1.0,)
         yield {f"{learner}_taught": soft_target_loss_of_heads(space, outputs, *maps[1:], weights)}
-
-    def evaluated(self, image: Tensor, network: str) -> Tensor:
-        """Return a network's probabilities in evaluation mode, without gradient."""
-        module = self.networks[network].eval()
-        probs = self.network_probabilities(image, network)
-        module.train()
-        return probs

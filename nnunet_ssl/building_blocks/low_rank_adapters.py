@@ -8,20 +8,19 @@ from torch import Tensor, nn
 class LowRankAdapter(nn.Module):
     """A layer whose weight stays as it is, with a product of two small matrices beside it that learns.
 
-        y = W x + b + (α / r) · up(down(dropout(x)))
+        y = W x + b + (α / r) · up(down(dropout(x))),    α = r
 
     `up` starts as zeros, so that the layer starts as it was. Its bias b learns.
 
     E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, https://arxiv.org/abs/2106.09685
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, dropout: float) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, dropout: float) -> None:
         """Wrap a layer.
 
         Args:
             layer: linear, or a 1 x 1 convolution of one group.
             rank: r; at most as many as the layer has inputs and outputs.
-            alpha: α.
             dropout: the probability with which each input is left out beside the layer.
         """
         super().__init__()
@@ -30,7 +29,7 @@ class LowRankAdapter(nn.Module):
             (layer.in_features, layer.out_features) if is_linear else (layer.in_channels, layer.out_channels)
         )
         rank = min(rank, inputs, outputs)
-        self.layer, self.scale, self.dropout = layer, alpha / rank, nn.Dropout(dropout)
+        self.layer, self.dropout = layer, nn.Dropout(dropout)
         self.down = (
             nn.Linear(inputs, rank, bias=False)
             if is_linear
@@ -42,13 +41,13 @@ class LowRankAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the layer makes of (..., inputs), or of (B, inputs, Y, X), with what was learned beside it."""
-        return self.layer(x) + self.scale * self.up(self.down(self.dropout(x)))
+        return self.layer(x) + self.up(self.down(self.dropout(x)))
 
     @property
     def weight(self) -> Tensor:
         """What the layer's weight amounts to, for modules that read it: without dropout."""
         product = self.up.weight.flatten(1) @ self.down.weight.flatten(1)
-        return self.layer.weight + self.scale * product.view_as(self.layer.weight)
+        return self.layer.weight + product.view_as(self.layer.weight)
 
     @property
     def bias(self) -> Tensor | None:
@@ -56,7 +55,7 @@ class LowRankAdapter(nn.Module):
         return self.layer.bias
 
 
-def add_adapters(module: nn.Module, rank: int, alpha: float, dropout: float) -> None:
+def add_adapters(module: nn.Module, rank: int, dropout: float) -> None:
     """Give each linear layer and 1 x 1 convolution inside of a module an adapter, and let nothing else large learn.
 
     Weights of other layers stay as they are; biases, and scale and shift of normalisation, learn.
@@ -64,7 +63,6 @@ def add_adapters(module: nn.Module, rank: int, alpha: float, dropout: float) -> 
     Args:
         module: pretrained; changed in place.
         rank: see `LowRankAdapter`.
-        alpha: see there.
         dropout: see there.
     """
     for parameter in module.parameters():
@@ -72,7 +70,7 @@ def add_adapters(module: nn.Module, rank: int, alpha: float, dropout: float) -> 
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if _is_adaptable(child):
-                setattr(parent, name, LowRankAdapter(child, rank, alpha, dropout))
+                setattr(parent, name, LowRankAdapter(child, rank, dropout))
 
 
 def _is_adaptable(layer: Any) -> bool:  # noqa: ANN401 - any module

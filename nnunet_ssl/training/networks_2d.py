@@ -31,8 +31,8 @@ class LibraryNetwork:
         encoder: the library's name of it.
         encoder_weights: the library's name of those on the hub, or "none".
         file: of weights, which are taken instead of the hub's; None: there is none.
-        adapters: rank, alpha and dropout of the encoder's (`LowRankAdapter`), whose other weights stay as they are; None:
-            all of its weights are trained.
+        adapters: rank and dropout of the encoder's (`LowRankAdapter`), whose other weights are kept; None: all of its
+            weights are trained.
         is_filled_later: whether weights come from a checkpoint, so that neither hub nor file is asked for any.
     """
 
@@ -40,7 +40,7 @@ class LibraryNetwork:
     encoder: str
     encoder_weights: str
     file: str | None = None
-    adapters: tuple[int, float, float] | None = None
+    adapters: tuple[int, float] | None = None
     is_filled_later: bool = False
 
     def build(self, channels: int, classes: int, axis: int, slices_per_pass: int) -> SlicewiseNetwork:
@@ -53,8 +53,7 @@ class LibraryNetwork:
             slices_per_pass: most slices of a chunk.
 
         Raises:
-            ModuleNotFoundError: the library is not installed.
-            ValueError: it has no such network or weights, or the file does not fit.
+            ValueError: the library has no such network or weights, or the file does not fit.
             ConnectionError: the hub is not to be reached.
         """
         is_pretrained = self.file is not None or self.encoder_weights != NO_WEIGHTS
@@ -85,24 +84,34 @@ class LibraryNetwork:
             ) from error
 
 
-def refuse_networks_2d(init_2d: str | None, weights_2d: str | None) -> None:
-    """Say in one sentence what of a run's 2-D network is not to be had; nothing is loaded.
+def network_2d(
+    init_2d: str | None, library: LibraryNetwork, channels: int, classes: int, axis: int, slices_per_pass: int
+) -> SlicewiseNetwork:
+    """Return the 2-D network of a run, for 3-D patches.
 
     Args:
-        init_2d: file of a network of nnU-Net's; None: a network of the library is asked for.
-        weights_2d: file of weights of the latter.
+        init_2d: a checkpoint of nnU-Net's 2d configuration, whose network it is; None: it is that of the library.
+        library: which of its networks.
+        channels: of the patches.
+        classes: channels of its output.
+        axis: the spatial axis that is cut: 0, 1 or 2.
+        slices_per_pass: most slices of a chunk.
 
     Raises:
-        ValueError: both are given.
+        ValueError: two networks are asked for, or see `network_of_nnunet` and `LibraryNetwork.build`.
         ModuleNotFoundError: the library is not installed.
+        ConnectionError: the hub is not to be reached.
     """
-    if init_2d is not None and weights_2d is not None:
+    if init_2d is not None and library.file is not None:
         raise ValueError("init_2d and weights_2d each say which 2-D network is trained: give one of them")
-    if init_2d is None and importlib.util.find_spec(LIBRARY) is None:
+    if init_2d is not None:
+        return network_of_nnunet(init_2d, channels, classes, axis, slices_per_pass)
+    if importlib.util.find_spec(LIBRARY) is None:
         raise ModuleNotFoundError(
             "networks that were pretrained on natural images are those of segmentation-models-pytorch, which is not "
             "installed: pip install nnunet_ssl[mn], or give a 2d network of nnU-Net's with init_2d=PATH"
         )
+    return library.build(channels, classes, axis, slices_per_pass)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
