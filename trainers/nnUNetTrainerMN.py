@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn, ones_like
+from torch import nn, ones_like
 from torch.optim import AdamW, Optimizer
 
 from nnunet_ssl.building_blocks.sampling import draw_unlabeled, samples_at, unlabeled_share, with_samples
