@@ -277,7 +277,7 @@ def draw_no_progress(replace: Callable[[type, str, Callable], None] = setattr) -
 # What a method has to be told of data with several labels, if it has such an option.
 OPTIONS_OF_DATA = {"elliptic_label": lambda case: "whole" if case.regions else str(case.num_classes - 1)}
 # Of pretrained networks: a small one that starts at random.
-OPTIONS_OF_NETWORKS = {"encoder": "resnet18", "architecture_2d": "unet", "encoder_weights": "none"}
+OPTIONS_OF_NETWORKS = {"encoder": "tu-test_resnet", "encoder_weights": "none", "adapter_rank": 4}
 LIBRARY_OF_NETWORKS = "segmentation_models_pytorch"
 
 
