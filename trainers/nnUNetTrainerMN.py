@@ -34,12 +34,12 @@ class nnUNetTrainerMN(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
         KL is summed over classes, where the code takes their mean; the code adds the image to the 2-D decoder;
         no predictions are saved: there they steer which places are sampled, and nothing else.
 
-    Cost: B forward and backward passes of one network and up to B - 1 forward passes of the other; in chunks the 2-D
-    network's slices pass forward twice. Measured: see PASSES.
+    Cost: B forward and backward passes of one network in turn (2-D slices in chunks pass forward twice), up to B - 1
+    forward ones of the other. Measured on a CPU as CrossTeaching's, 4.8; with nnU-Net's own 2d network 1.1.
     """
 
-    STEP_COST = 3.0  # of nnU-Net's own step; see above
-    PASSES = (("network", 1.5), ("network_2d", 1.5))  # of a batch; a backward one counts as two
+    STEP_COST = 4.8  # of nnU-Net's own step, measured; see above
+    PASSES = (("network", 1.62), ("network_2d", 1.62))  # of a batch of 2 at mid-run; a backward one counts as two
     VIEWS = ("strong",)
     DIMENSIONS = (3,)
     CHANGES_SUPERVISED_TERM = True  # labels are targets as probabilities are
