@@ -14,6 +14,7 @@ STARTUP_FILES = {  # PEP 829: new Pythons read the .start file, older ones the .
     "nnunet_ssl.start": "nnunet_ssl.discovery.startup:register\n",
     "nnunet_ssl.pth": "import nnunet_ssl.discovery.startup; nnunet_ssl.discovery.startup.register()\n",
 }
+PRETRAINED_NETWORKS = ["segmentation-models-pytorch>=0.5,<0.7"]  # all that it needs comes with nnunetv2 already
 
 
 class BuildWithStartupFiles(build_py):
@@ -105,7 +106,9 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
+        "mn": PRETRAINED_NETWORKS,
         "test": [
+            *PRETRAINED_NETWORKS,
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

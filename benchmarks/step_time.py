@@ -2,7 +2,8 @@
 
     python benchmarks/step_time.py --trainer nnUNetTrainerMeanTeacher --features 16 32 64 128 --batch-size 2
 
-The steps of all trainers alternate, on one batch of random numbers in memory, at the middle of the run. The cost
+The steps of all trainers alternate, on one batch of random numbers in memory, at the middle of the run: in an even
+and an odd epoch, because the networks of some learn in turn. The cost
 model is the ratio that a trainer states (`STEP_COST`); where it says how often each of its networks is passed
 (`PASSES`), it is these numbers times what a pass of each network costs in the same run. host_seconds are those that a
 step waited for work of the host. Peak memory is measured with each trainer in a process of its own: what CUDA
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +38,8 @@ DATASET_JSON = {
     "numTraining": 1,
     "file_ending": ".nii.gz",
 }
-OPTIONS_OF_DATA = {"elliptic_label": "posterior"}  # what a method has to be told of several labels
+# What a method has to be told of several labels, and of weights that are not downloaded here.
+OPTIONS_OF_DATA = {"elliptic_label": "posterior", "encoder_weights": "none"}
 BASELINE = "nnUNetTrainer"
 COLUMNS = ("trainer", "seconds", "ratio", "cost_model", "share_of_model", "host_seconds", "peak_gib", "peak_ratio")
 FORWARD_AND_BACKWARD = 3  # passes: a backward one counts as two forward ones
@@ -157,14 +159,16 @@ def time_alternately(names: list[str], options: argparse.Namespace) -> dict[str,
     batch = make_batch(trainers[BASELINE])
     steps: dict[str, list[float]] = {name: [] for name in names}
     passes = {name: {network: [] for network, _ in getattr(trainers[name], "PASSES", ())} for name in names}
-    for _ in range(options.steps + WARMUP_TURNS):
+    middle = trainers[BASELINE].num_epochs // 2
+    for turn in range(options.steps + WARMUP_TURNS):
         for name, trainer in trainers.items():
+            trainer.current_epoch = middle + turn % 2
             steps[name].append(seconds_of(lambda t=trainer: t.train_step(batch), options.device))
             for network, seconds in passes[name].items():
                 seconds.append(seconds_of(lambda t=trainer, n=network: pass_network(t, n, batch), options.device))
     return {
         name: Timing(
-            median(steps[name][WARMUP_TURNS:]),
+            mean(median(part) for epoch in (0, 1) if (part := steps[name][WARMUP_TURNS + epoch :: 2])),
             waited_for_host(trainer),
             {network: median(seconds[WARMUP_TURNS:]) for network, seconds in passes[name].items()},
         )

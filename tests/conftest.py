@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -275,6 +276,14 @@ def draw_no_progress(replace: Callable[[type, str, Callable], None] = setattr) -
 
 # What a method has to be told of data with several labels, if it has such an option.
 OPTIONS_OF_DATA = {"elliptic_label": lambda case: "whole" if case.regions else str(case.num_classes - 1)}
+# Of pretrained networks: a small one that starts at random.
+OPTIONS_OF_NETWORKS = {"encoder": "tu-test_resnet", "encoder_weights": "none", "adapter_rank": 4}
+LIBRARY_OF_NETWORKS = "segmentation_models_pytorch"
+
+
+def is_at_hand(trainer_class: type) -> bool:
+    """Return whether what a method needs beside nnU-Net is installed."""
+    return not hasattr(trainer_class, "encoder_weights") or importlib.util.find_spec(LIBRARY_OF_NETWORKS) is not None
 
 
 def make_trainer(dataset: TinyDataset, trainer_class: type, fold: int | str = 0, resume: bool = False, **settings):
@@ -284,6 +293,9 @@ def make_trainer(dataset: TinyDataset, trainer_class: type, fold: int | str = 0,
     defaults = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
     if hasattr(trainer, "training_losses"):
         told = {name: of(dataset.case) for name, of in OPTIONS_OF_DATA.items() if hasattr(trainer_class, name)}
+        told |= {name: value for name, value in OPTIONS_OF_NETWORKS.items() if hasattr(trainer_class, name)}
+        if not is_at_hand(trainer_class):
+            pytest.skip(f"{LIBRARY_OF_NETWORKS} is not installed")
         if not resume:
             trainer.options = defaults | told | settings
     else:

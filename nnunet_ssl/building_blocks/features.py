@@ -1,5 +1,6 @@
 """What a nnU-Net U-Net computes on the way to its outputs: the features of encoder and decoder."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,32 @@ class Pass(NamedTuple):
     def logits(self) -> Tensor:
         """Logits (B, C, *spatial) at full resolution."""
         return self.outputs[0]
+
+
+class NetworkWithoutFeatures(nn.Module, ABC):
+    """A network that is no U-Net as nnU-Net builds them: it can be trained and validated beside one.
+
+    Of its passes there are the logits at full resolution alone, which are their features too. It is called as nnU-Net
+    calls a U-Net, whose decoder has the switch for deep supervision.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep_supervision = False
+
+    @abstractmethod
+    def logits(self, image: Tensor) -> Tensor:
+        """Return logits (B, C, *spatial) of images (B, C, *spatial)."""
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The module that has the switch for deep supervision."""
+        return self
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Return logits, with deep supervision as a list of one."""
+        logits = self.logits(image)
+        return [logits] if self.deep_supervision else logits
 
 
 def encode(network: nn.Module, image: Tensor) -> list[Tensor]:
@@ -56,7 +83,10 @@ def forward_pass(network: nn.Module, image: Tensor) -> Pass:
     """Return a whole pass of a network; its outputs are those of the network's own forward.
 
     Args:
-        network: a bare U-Net as nnU-Net builds it.
+        network: a bare U-Net as nnU-Net builds it, or one without features.
         image: (B, C, *spatial).
     """
+    if isinstance(network, NetworkWithoutFeatures):
+        logits = network.logits(image)
+        return Pass([logits], [], logits)
     return decode(network.decoder, encode(network, image))

@@ -87,7 +87,10 @@ class Method:
         return {}
 
     def build_part_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Return optimisers of the parts that have one of their own; their learning rate falls as nnU-Net's does."""
+        """Return optimisers of parts that have one of their own, and of other networks with another than nnU-Net's.
+
+        Their learning rate falls as nnU-Net's does.
+        """
         return {}
 
     def build_state(self) -> dict[str, Stateful]:

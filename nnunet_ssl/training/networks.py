@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
-from nnunet_ssl.building_blocks.features import Pass, decode, encode, forward_pass
+from nnunet_ssl.building_blocks.features import NetworkWithoutFeatures, Pass, decode, encode, forward_pass
 from nnunet_ssl.building_blocks.teacher import make_teacher, update_teacher
 from nnunet_ssl.training import distributed
 
@@ -74,10 +74,12 @@ class Networks:
         """Add a trained network; the first one is nnU-Net's own, and what predicts unless a method says otherwise.
 
         Raises:
-            ValueError: it is not built as nnU-Net's U-Nets are, so that there are no features of encoder and decoder.
+            ValueError: it is not built as nnU-Net's U-Nets are, so that there are no features of encoder and decoder,
+                and does not say that it has none.
         """
         module = bare(network)
-        if not (hasattr(module, "encoder") and hasattr(getattr(module, "decoder", None), "transpconvs")):
+        is_unet = hasattr(module, "encoder") and hasattr(getattr(module, "decoder", None), "transpconvs")
+        if not (is_unet or isinstance(module, NetworkWithoutFeatures)):
             raise ValueError(f"network {name} is a {type(module).__name__}, which is no U-Net as nnU-Net builds them")
         self.networks[name] = network
         self.trained[name] = Trained((bare(network),), optimizer, schedule)
@@ -91,7 +93,8 @@ class Networks:
         """Train the parts: each with its optimiser, if it has one of its own, otherwise with that of a network.
 
         Args:
-            optimizers: of parts that have one of their own.
+            optimizers: of parts that have one of their own, and of networks beside the first one that have another than
+                nnU-Net's.
             schedule_of: returns the schedule of such an optimiser.
             networks: the network that a part is trained with, where it is not the first one.
 
@@ -104,9 +107,14 @@ class Networks:
             )
         self._refuse_unknown_parts(optimizers, networks)
         for name, optimizer in optimizers.items():
+            is_part = name in self.parts
+            module = self.parts[name] if is_part else self[name]
             moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-            if moved != {id(parameter) for parameter in self.parts[name].parameters()}:
-                raise ValueError(f"the optimiser of part {name} has other parameters than the part")
+            if moved != {id(parameter) for parameter in module.parameters()}:
+                kind = "part" if is_part else "network"
+                raise ValueError(f"the optimiser of {kind} {name} has other parameters than the {kind}")
+            if not is_part:
+                self.trained[name] = Trained((module,), optimizer, schedule_of(optimizer))
         for name, part in self.parts.items():
             if name in optimizers:
                 self.trained[name] = Trained((part,), optimizers[name], schedule_of(optimizers[name]))
@@ -118,8 +126,11 @@ class Networks:
 
     def _refuse_unknown_parts(self, optimizers: Mapping[str, object], networks: Mapping[str, str]) -> None:
         """Raise a ValueError if an author's method names a part or a network that there is not, or a part twice."""
-        for method, named in (("build_part_optimizers", optimizers), ("networks_of_parts", networks)):
-            if unknown := sorted({*named} - self.parts.keys()):
+        first, *others = self.networks
+        if first in optimizers:
+            raise ValueError(f"build_part_optimizers names {first}, which nnU-Net trains")
+        for method, named in (("build_part_optimizers", {*optimizers} - {*others}), ("networks_of_parts", {*networks})):
+            if unknown := sorted(named - self.parts.keys()):
                 raise ValueError(f"{method} names {', '.join(unknown)}, which build_parts does not")
         for name, network in networks.items():
             if network not in self.networks:

@@ -19,7 +19,7 @@ class ResumableTrainer(TwoStreamTrainer):
 
     Attributes:
         options: what the run was given, by name.
-        was_resumed: whether a checkpoint has been loaded.
+        was_resumed: whether a checkpoint has been loaded, or is about to be: other weights need not be looked for.
         optimizer_steps: that were taken, over the whole run.
     """
 
@@ -116,11 +116,11 @@ class ResumableTrainer(TwoStreamTrainer):
         if not isinstance(checkpoint, dict):
             checkpoint = load_intact(checkpoint, torch.device("cpu"), self.print_to_log_file)
         ours = run_state.our_part(checkpoint, type(self).__name__)
+        self.was_resumed = True
         if not self.was_initialized:
             given = run_state.given_options(type(self)) if self.logger.resume else None
             self.options = run_state.options_to_go_on_with(type(self), ours["options"], given)
             self.initialize()
-        self.was_resumed = True
         self._split_digests = {name: ours[name] for name in run_state.SPLIT_DIGESTS if name in ours}
         self.optimizer_steps = ours["optimizer_steps"]
         self.observer.curves.values = ours["curves"]

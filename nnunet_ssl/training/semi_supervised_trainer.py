@@ -55,7 +55,7 @@ class SemiSupervisedTrainer(Method, ResumableTrainer):
         fractions = (self.pretrain_fraction, self.warmup_fraction) if self.init_checkpoint is None else ()
         self.stages = Stages(*fractions)
         author_checks.refuse_missing_losses(type(self), Method, self.stages.pretrain_fraction)
-        self.was_resumed = False
+        self.was_resumed = getattr(self, "was_resumed", False)  # a checkpoint that is being loaded says so before
         self.step_of_epoch = self.optimizer_steps = 0  # of the epoch; over the whole run
         self.skipped_steps = SkippedSteps(self.max_nonfinite_steps)
         self.last_unlabeled: UnlabeledBatch | None = None

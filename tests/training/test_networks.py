@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_ssl.building_blocks.features import NetworkWithoutFeatures
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
@@ -144,6 +145,92 @@ def test_an_optimiser_of_no_part_is_refused(tiny_dataset):
             return {"heads": torch.optim.Adam(self.parts["head"].parameters())}
 
     with pytest.raises(ValueError, match="build_part_optimizers names heads, which build_parts does not"):
+        make_trainer(tiny_dataset(dim=2), Wrong).initialize()
+
+
+class Whole(NetworkWithoutFeatures):
+    """Is no U-Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 2, 1)
+
+    def logits(self, image):
+        return self.layer(image)
+
+
+class BesideAWhole(SemiSupervisedTrainer):
+    """Trains a network that is no U-Net beside nnU-Net's, with an optimiser of its own."""
+
+    def build_other_networks(self):
+        return {"whole": Whole()}
+
+    def build_part_optimizers(self):
+        return {"whole": torch.optim.AdamW(self.networks["whole"].parameters(), lr=1e-3)}
+
+    def training_losses(self, labeled, unlabeled):
+        yield {"supervised": self.supervised_loss(labeled)}
+        yield {"supervised_of_whole": self.supervised_loss(labeled, "whole")}
+
+
+def test_a_network_that_is_no_unet_is_trained_validated_and_resumed_with_its_own_optimiser(tiny_dataset):
+    dataset = tiny_dataset(dim=2)
+    settings = {"seed": 1, "num_epochs": 2, "save_every": 1}
+    undisturbed = make_trainer(dataset, BesideAWhole, validate_all_networks=True, **settings)
+    undisturbed.run_training()
+    first, whole = undisturbed.networks.trained.values()
+    assert type(whole.optimizer) is torch.optim.AdamW
+    assert whole.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5**0.9)
+    assert type(first.optimizer) is torch.optim.SGD
+    dice = undisturbed.observer.curves.values["dice/whole"]
+    assert len(dice) == 2
+    undisturbed.perform_actual_validation()
+    assert undisturbed.networks["whole"].deep_supervision is False, "put back as it was"
+
+    stopped = make_trainer(dataset, BesideAWhole, validate_all_networks=True, **settings)
+    stopped.on_epoch_end = lambda: stop_after_one(stopped)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run_training()
+    resumed = make_trainer(dataset, BesideAWhole, resume=True)
+    assert not hasattr(resumed, "was_resumed")
+    resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_latest.pth")
+    resumed.run_training()
+    assert_equal_weights(state_of(undisturbed), state_of(resumed))
+
+
+def stop_after_one(trainer) -> None:
+    type(trainer).on_epoch_end(trainer)
+    raise KeyboardInterrupt
+
+
+def test_a_run_knows_while_it_builds_its_networks_whether_it_goes_on(tiny_dataset):
+    class Curious(BesideAWhole):
+        def build_other_networks(self):
+            self.knew = self.was_resumed
+            return super().build_other_networks()
+
+    dataset = tiny_dataset(dim=2)
+    trainer = started(dataset, Curious)
+    trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    resumed = make_trainer(dataset, Curious, resume=True)
+    resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    assert (trainer.knew, resumed.knew) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "expected"),
+    [
+        ("network", "network", "build_part_optimizers names network, which nnU-Net trains"),
+        ("whole", "network", "the optimiser of network whole has other parameters than the network"),
+        ("teacher", "whole", "build_part_optimizers names teacher, which build_parts does not"),
+    ],
+)
+def test_optimisers_of_other_networks_alone_are_taken(tiny_dataset, name, of, expected):
+    class Wrong(BesideAWhole):
+        def build_part_optimizers(self):
+            return {name: optimizer_of(self.networks[of])}
+
+    with pytest.raises(ValueError, match=expected):
         make_trainer(tiny_dataset(dim=2), Wrong).initialize()
 
 
