@@ -1,7 +1,7 @@
 """nnU-Net's trainer with a second, unlabeled stream of batches."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ssl.data.labeled_cases import refuse_unfinished
-from nnunet_ssl.data.loaders import TwoStreamLoader, UnlabeledLoader, close_loader, divide_workers, start_loader
+from nnunet_ssl.data.loaders import (
+    LabeledLoader,
+    TwoStreamLoader,
+    UnlabeledLoader,
+    close_loader,
+    divide_workers,
+    start_loader,
+)
 from nnunet_ssl.data.older_conversions import older_conversion
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
 from nnunet_ssl.data.raw_files import RawDataset
@@ -37,6 +44,7 @@ class TwoStreamTrainer(nnUNetTrainer):
     """Finds a fold's unlabeled cases, preprocesses what is missing of them, and loads them beside the labeled ones."""
 
     VIEWS: tuple[str, ...]  # of each unlabeled patch, as the method says; see data/views.py
+    position_bins_of_batch: Callable[[], int | None]  # of unlabeled patches, as the method says
     seed: int | None = None  # None: not reproducible, as nnU-Net
     _split_digests: Mapping[str, str] = MappingProxyType({})  # of the cases that are trained on, once they are known
 
@@ -80,9 +88,10 @@ class TwoStreamTrainer(nnUNetTrainer):
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
         pool = self._collect_pool()
         labeled, validation = self._loaders_of_nnunet()
-        unlabeled = UnlabeledLoader(
-            UnlabeledDataset(pool.folders, self._folder_of_unlabeled()), labeled, self.label_manager, self.VIEWS
-        )
+        labeled = LabeledLoader(labeled)
+        dataset = UnlabeledDataset(pool.folders, self._folder_of_unlabeled())
+        bins = self.position_bins_of_batch()
+        unlabeled = UnlabeledLoader(dataset, labeled, self.label_manager, self.VIEWS, bins)
         if self.seed is not None:
             reproducibility.fix_timed_choices(labeled.transforms)
         self.streams = labeled, unlabeled
