@@ -98,13 +98,6 @@ class Method:
         """
         return {}
 
-    def position_bins_of_batch(self) -> int | None:
-        """Return over how many bins of positions along the first axis the unlabeled patches of a batch are spread.
-
-        See `SpreadDraws` in data/places.py. None: they are drawn as nnU-Net draws its own.
-        """
-        return None
-
     def inference_network(self) -> str:
         """Return the name of the network or teacher that validates, predicts and is saved as the model."""
         return self.FIRST_NETWORK

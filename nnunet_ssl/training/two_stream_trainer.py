@@ -1,7 +1,7 @@
 """nnU-Net's trainer with a second, unlabeled stream of batches."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,7 +44,6 @@ class TwoStreamTrainer(nnUNetTrainer):
     """Finds a fold's unlabeled cases, preprocesses what is missing of them, and loads them beside the labeled ones."""
 
     VIEWS: tuple[str, ...]  # of each unlabeled patch, as the method says; see data/views.py
-    position_bins_of_batch: Callable[[], int | None]  # of unlabeled patches, as the method says
     seed: int | None = None  # None: not reproducible, as nnU-Net
     _split_digests: Mapping[str, str] = MappingProxyType({})  # of the cases that are trained on, once they are known
 
@@ -90,7 +89,7 @@ class TwoStreamTrainer(nnUNetTrainer):
         labeled, validation = self._loaders_of_nnunet()
         labeled = LabeledLoader(labeled)
         dataset = UnlabeledDataset(pool.folders, self._folder_of_unlabeled())
-        bins = self.position_bins_of_batch()
+        bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches
         unlabeled = UnlabeledLoader(dataset, labeled, self.label_manager, self.VIEWS, bins)
         if self.seed is not None:
             reproducibility.fix_timed_choices(labeled.transforms)

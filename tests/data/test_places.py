@@ -215,7 +215,7 @@ def test_patch_larger_than_its_image_stays_in_its_middle(tiny_dataset):
 def test_trainers_draw_as_nnunet_unless_they_ask_for_bins(tiny_dataset, monkeypatch):
     trainer_class = find_trainer("nnUNetTrainerMeanTeacher")
     for bins in (None, 4):
-        monkeypatch.setattr(trainer_class, "position_bins_of_batch", lambda self, bins=bins: bins)
+        monkeypatch.setattr(trainer_class, "position_bins", bins, raising=False)
         trainer = make_trainer(tiny_dataset(dim=2), trainer_class)
         trainer.on_train_start()
         labeled, unlabeled = trainer.streams
