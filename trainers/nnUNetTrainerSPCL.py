@@ -28,16 +28,18 @@ class nnUNetTrainerSPCL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     gradient flows through the student, in L_k through its encoder alone. The signal comes from the meta-labels.
 
     Differences from the paper, of which poster and code were read:
-        one run with nnU-Net's SGD, not two with RAdam; γ is a quantile of the ℓ, whose size depends on the batch
-        ("bounds" has the published kind); a 3-D patch has its position along the first axis; all reconstructed;
+        one run with nnU-Net's SGD, not two with RAdam; γ lies between the least ℓ that |P| images alike allow and that
+        of a network that has learned nothing; a 3-D patch has its position along the first axis; all reconstructed;
         the views are u_strong and u_weak (or x twice), mirrored differently; nnU-Net's rotation is the same for both;
         2 P and more are of cases in all P bins, fewer from anywhere; each process compares its own, and one image none.
 
     Cost: 3 B labeled, 3 B unlabeled, 1 B teacher passes and 7 B of the encoder (each view sees the other as constant,
-    so that memory is that of one pass) to nnU-Net's 3 B; in the pre-training 15 B of the encoder.
+    so that memory is that of one pass) to nnU-Net's 3 B, a ratio of 3; 15 B of the encoder in the pre-training, 1.5.
     """
 
-    STEP_COST = 3.2  # of nnU-Net's own step, with passes of an encoder at 0.37 of a network's; see above
+    STEP_COST = (
+        3.0  # of nnU-Net's own step; the encoder takes 0.3 of a plain network's pass (of a residual one's 0.7: 4)
+    )
     ema_decay = 0.99  # of the teacher; SSL4MIS; authors' code: 0.999
     pretrain_fraction = 0.3  # of the run; reconstructed: 57 % of the authors' steps
     position_weight = 1.0  # β of the position along the first axis; authors' scripts
@@ -51,9 +53,9 @@ class nnUNetTrainerSPCL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     phase_pattern: str | None = None  # finds the phase in a case's name; for ACDC "frame01$"
     temperature = 0.07  # τ; authors' code
     pair_weights = "linear"  # w; authors' scripts; "hard": 1 where ℓ ≤ γ; "constant": 1, to compare
-    age = "quantile"  # γ is one of the pair losses; "bounds": on the way from ln |P(i)| (0) to ln 2N (1)
-    first_age = 0.5  # where γ begins, in each stage; reconstructed; the authors' are 0.8 and 1.8 between the bounds
-    last_age = 1.0  # where it ends; reconstructed; the authors' are 20 to 50 between the bounds
+    age = "bounds"  # γ lies on the way from ln |P(i)| (0) to ln 2N (1); "quantile": it is one of the pairs' ℓ
+    first_age = 1.0  # where γ begins, in each stage; reconstructed; authors' scripts: 1.8 (position); as quantile 0.5
+    last_age = 2.0  # where it ends; reconstructed; authors' scripts: 50, which admits wrong pairs; as quantile 0.8
 
     def check_settings(self) -> None:
         """Refuse words and numbers that mean nothing."""
