@@ -24,12 +24,13 @@ class nnUNetTrainerSPCL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         L_k = ⟨w_ij ℓ_ij⟩ / ⟨w_ij⟩ over i, for each over j alike in k,    w_ij = max(1 - ℓ_ij / γ_k(t), 0)
         ℓ_ij = -log(exp(z_i·z_j / τ) / Σ_{a≠i} exp(z_i·z_a / τ)),    i of two views of each image
 
-    z is the mean of the bottleneck's features through a projector of k; γ_k grows in each stage: easy pairs first. The
+    z are the bottleneck's largest features through a projector of k; γ_k grows in each stage: easy pairs first. The
     gradient flows through the student, in L_k through its encoder alone. The signal comes from the meta-labels.
 
     Differences from the paper, of which poster and code were read:
-        one run with nnU-Net's SGD, not two with RAdam; γ lies between the least ℓ that |P| images alike allow and that
-        of a network that has learned nothing; a 3-D patch has its position along the first axis; all reconstructed;
+        one run with nnU-Net's SGD, not two with RAdam; γ grows from ln 2N to twice as far above ln |P(i)|, the least ℓ;
+        z is of the largest features, not of the mean, which instance normalisation makes alike in all images;
+        a 3-D patch has its position along the first axis; reconstructed, as is all of the above;
         the views are u_strong and u_weak (or x twice), mirrored differently; nnU-Net's rotation is the same for both;
         2 P and more are of cases in all P bins, fewer from anywhere; each process compares its own, and one image none.
 
@@ -37,9 +38,7 @@ class nnUNetTrainerSPCL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     so that memory is that of one pass) to nnU-Net's 3 B, a ratio of 3; 15 B of the encoder in the pre-training, 1.5.
     """
 
-    STEP_COST = (
-        3.0  # of nnU-Net's own step; the encoder takes 0.3 of a plain network's pass (of a residual one's 0.7: 4)
-    )
+    STEP_COST = 3.0  # of nnU-Net's own step; an encoder is 0.3 of a plain network's pass (0.7 of a residual one's: 4)
     ema_decay = 0.99  # of the teacher; SSL4MIS; authors' code: 0.999
     pretrain_fraction = 0.3  # of the run; reconstructed: 57 % of the authors' steps
     position_weight = 1.0  # β of the position along the first axis; authors' scripts

@@ -61,8 +61,12 @@ def projector_of(network: nn.Module) -> nn.Module:
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Return the mean of features (B, F, *spatial) over all places, (B, F) in float32, with gradient."""
-    return features.float().flatten(2).mean(2)
+    """Return the largest value of each feature (B, F, *spatial) over all places, (B, F) in float32, with gradient.
+
+    The authors take the mean. But nnU-Net's networks normalise each image for itself: the mean over all places, which
+    tells images apart in a network with batch normalisation, is then nearly the same in all of them.
+    """
+    return features.float().flatten(2).amax(2)
 
 
 def mirrored(image: Tensor, axes: Sequence[int]) -> Tensor:

@@ -300,7 +300,7 @@ def test_passes_sum_to_loss_and_gradient_of_all_images_at_once(kind):
     modules = nn.ModuleList([encoder, projectors])
     gradients = [parameter.grad.clone() for parameter in modules.parameters()]
     modules.zero_grad()
-    features = encoder(images.flatten(0, 1)).mean((2, 3))
+    features = encoder(images.flatten(0, 1)).amax((2, 3))
     expected = 0.0
     for name, factor in (("position", 1.0), ("patient", 0.1)):
         losses = pair_losses(F.normalize(projectors[name](features), dim=1), 0.5)
@@ -376,11 +376,22 @@ def test_without_an_axis_images_stay_as_they_are():
     assert mirrored(image, ()) is image
 
 
-def test_pooled_features_are_the_mean_over_all_places_in_float32():
+def test_pooled_features_are_the_largest_of_all_places_in_float32():
     features = torch.arange(24.0).reshape(2, 3, 2, 2).half()
     found = pooled(features)
     assert found.dtype == torch.float32
-    assert found.tolist() == [[1.5, 5.5, 9.5], [13.5, 17.5, 21.5]]
+    assert found.tolist() == [[3.0, 7.0, 11.0], [15.0, 19.0, 23.0]]
+
+
+def test_mean_features_of_a_network_that_normalises_each_image_hardly_tell_images_apart():
+    """The reason for the maximum: the means of two images differ by a fraction of what their largest values do."""
+    torch.manual_seed(0)
+    images = torch.stack([torch.randn(1, 32, 32), torch.randn(1, 4, 4).repeat_interleave(8, 1).repeat_interleave(8, 2)])
+    network = nn.Sequential(nn.Conv2d(1, 16, 3, 2), nn.InstanceNorm2d(16), nn.LeakyReLU())
+    with torch.no_grad():
+        features = network(images)
+        mean, largest = (one[0] - one[1] for one in (features.flatten(2).mean(2), pooled(features)))
+    assert mean.norm() < 0.2 * largest.norm()
 
 
 def test_projector_takes_the_features_of_the_bottleneck():
