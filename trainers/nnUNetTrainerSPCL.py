@@ -24,14 +24,13 @@ class nnUNetTrainerSPCL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         L_k = ⟨w_ij ℓ_ij⟩ / ⟨w_ij⟩ over i, for each over j alike in k,    w_ij = max(1 - ℓ_ij / γ_k(t), 0)
         ℓ_ij = -log(exp(z_i·z_j / τ) / Σ_{a≠i} exp(z_i·z_a / τ)),    i of two views of each image
 
-    z are the bottleneck's largest features through a projector of k; γ_k grows in each stage: easy pairs first. The
-    gradient flows through the student, in L_k through its encoder alone. The signal comes from the meta-labels.
+    z are the bottleneck's largest features through a projector of k, of u_strong, u_weak and x twice, each second view
+    mirrored. The gradient flows through the student, in L_k to its encoder. The signal comes from the meta-labels.
 
     Differences from the paper, of which poster and code were read:
         one run with nnU-Net's SGD, not two with RAdam; γ grows from ln 2N to twice as far above ln |P(i)|, the least ℓ;
-        z is of the largest features, not of the mean, which instance normalisation makes alike in all images;
-        a 3-D patch has its position along the first axis; reconstructed, as is all of the above;
-        the views are u_strong and u_weak (or x twice), mirrored differently; nnU-Net's rotation is the same for both;
+        z is of the largest features, not of the mean, which instance normalisation makes alike in all images; a 3-D
+        patch has its position along the first axis (so far reconstructed); both views have nnU-Net's one rotation;
         2 P and more are of cases in all P bins, fewer from anywhere; each process compares its own, and one image none.
 
     Cost: 3 B labeled, 3 B unlabeled, 1 B teacher passes and 7 B of the encoder (each view sees the other as constant,
