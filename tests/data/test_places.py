@@ -212,12 +212,13 @@ def test_patch_larger_than_its_image_stays_in_its_middle(tiny_dataset):
     assert {loader.get_bbox((6, 20, 20), False, {})[0][0] for _ in range(2)} == {-4}
 
 
-def test_trainers_draw_as_nnunet_unless_they_ask_for_bins(tiny_dataset, monkeypatch):
+@pytest.mark.parametrize("bins", [None, 4])
+def test_trainers_draw_as_nnunet_unless_they_have_bins(tiny_dataset, monkeypatch, bins):
     trainer_class = find_trainer("nnUNetTrainerMeanTeacher")
-    for bins in (None, 4):
+    if bins:
         monkeypatch.setattr(trainer_class, "position_bins", bins, raising=False)
-        trainer = make_trainer(tiny_dataset(dim=2), trainer_class)
-        trainer.on_train_start()
-        labeled, unlabeled = trainer.streams
-        assert isinstance(labeled, LabeledLoader)
-        assert (unlabeled.draws and unlabeled.draws.bins) == bins
+    trainer = make_trainer(tiny_dataset(dim=2), trainer_class)
+    trainer.on_train_start()
+    labeled, unlabeled = trainer.streams
+    assert isinstance(labeled, LabeledLoader)
+    assert (unlabeled.draws and unlabeled.draws.bins) == bins
