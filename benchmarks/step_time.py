@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nnunet_ssl.data.loaders import batches_on_device
+from nnunet_ssl.data.places import Place
 from nnunet_ssl.data.views import VIEWS
 
 HERE = Path(__file__).parent
@@ -148,8 +149,11 @@ def make_batch(trainer: Any) -> dict[str, Any]:  # noqa: ANN401
         for scale in scales
     ]
     keys = tuple(f"case{i}" for i in range(shape[0]))
-    unlabeled = {view: torch.randn(shape) for view in VIEWS} | {"keys": keys}
-    return {"data": torch.randn(shape), "target": target, "keys": keys, "unlabeled": unlabeled}
+    size = (1, 1, *configuration.patch_size)[-3:]
+    places = tuple(Place(key, (i, 0, 0), size, (size[0] + len(keys), *size[1:])) for i, key in enumerate(keys))
+    where = {"keys": keys, "places": places}
+    unlabeled = {view: torch.randn(shape) for view in VIEWS} | where
+    return {"data": torch.randn(shape), "target": target, **where, "unlabeled": unlabeled}
 
 
 def time_alternately(names: list[str], options: argparse.Namespace) -> dict[str, Timing]:

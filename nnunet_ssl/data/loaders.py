@@ -1,6 +1,6 @@
 """The two streams of a semi-supervised training: nnU-Net's labeled batches, and unlabeled ones beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
+from nnunet_ssl.data.places import NotesPlaces, Place, SpreadDraws, number_of_places, places_of
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
 from nnunet_ssl.data.views import VIEWS, ViewsTransform
 
@@ -26,11 +27,13 @@ class LabeledBatch:
         target: nnU-Net's target: (B, 1, *spatial) labels or (B, R, *spatial) regions; with deep supervision a list of
             them, full resolution first.
         keys: the case of each sample.
+        places: where in its case each sample lies.
     """
 
     image: Tensor
     target: Tensor | list[Tensor]
     keys: tuple[str, ...]
+    places: tuple[Place, ...] = ()
 
     @property
     def full_target(self) -> Tensor:
@@ -49,21 +52,45 @@ class UnlabeledBatch:
         strong: the same patches with nnU-Net's intensity transforms; None if the trainer does not ask for it.
         second_strong: as `strong`, with other random numbers; None if the trainer does not ask for it.
         keys: the case of each sample.
+        places: where in its case each sample lies.
     """
 
     weak: Tensor | None
     strong: Tensor | None
     second_strong: Tensor | None
     keys: tuple[str, ...]
+    places: tuple[Place, ...] = ()
 
 
-class UnlabeledLoader(nnUNetDataLoader):
+class LabeledLoader(NotesPlaces):
+    """The loader that nnU-Net has made of labeled cases, whose batches also say where each patch lies."""
+
+    def __init__(self, loader: nnUNetDataLoader) -> None:
+        """Become that loader."""
+        vars(self).update(vars(loader), boxes=[])
+
+
+class UnlabeledLoader(NotesPlaces):
     """nnU-Net's loader over images without labels: patches from anywhere in the image, in several views."""
 
     def __init__(
-        self, dataset: UnlabeledDataset, labeled: nnUNetDataLoader, label_manager: LabelManager, views: tuple[str, ...]
+        self,
+        dataset: UnlabeledDataset,
+        labeled: nnUNetDataLoader,
+        label_manager: LabelManager,
+        views: tuple[str, ...],
+        position_bins: int | None = None,
     ) -> None:
-        """Take batch size, patch sizes and augmentation from the labeled loader."""
+        """Take batch size, patch sizes and augmentation from the labeled loader.
+
+        Args:
+            dataset: the images.
+            labeled: the labeled loader.
+            label_manager: nnU-Net's.
+            views: see data/views.py.
+            position_bins: spreads each batch over so many bins of positions, see `SpreadDraws`; None: cases and patches
+                are drawn as nnU-Net draws them.
+        """
         dim = 2 if labeled.patch_size_was_2d else 3
         super().__init__(
             dataset,
@@ -75,12 +102,27 @@ class UnlabeledLoader(nnUNetDataLoader):
         )
         # nnU-Net would look for annotated voxels, and there are none.
         self.has_ignore = False
+        self.draws = None if position_bins is None else SpreadDraws(position_bins)
+
+    def get_indices(self) -> Any:  # noqa: ANN401 - an array of names
+        """Draw the cases of a batch."""
+        return super().get_indices() if self.draws is None else self.draws.cases(self.indices, self.batch_size)
+
+    def get_bbox(self, data_shape: Sequence[int], *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401
+        """Draw the box of the next patch of a batch."""
+        lower, upper = super().get_bbox(data_shape, *args, **kwargs)
+        if self.draws is not None:
+            start = self.draws.start(len(self.boxes) - 1, number_of_places(data_shape, self.final_patch_size))
+            if start is not None:  # in place: it is the box that was noted
+                lower[0] = start - self.margins()[0]
+                upper[0] = lower[0] + int(self.patch_size[0])
+        return lower, upper
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Return {"weak": (B, C, *spatial), "strong": ..., "keys": ...} with the views asked for."""
+        """Return {"weak": (B, C, *spatial), "strong": ..., "keys": ..., "places": ...} with the views asked for."""
         batch = super().generate_train_batch()
         views = {name: batch["data"][:, i].contiguous() for i, name in enumerate(self.transforms.views)}
-        return {**views, "keys": batch["keys"]}
+        return {**views, "keys": batch["keys"], "places": batch["places"]}
 
 
 class TwoStreamLoader:
@@ -145,7 +187,8 @@ def batches_on_device(batch: dict[str, Any], device: torch.device) -> tuple[Labe
     target = batch["target"]
     target = [move(level) for level in target] if isinstance(target, list) else move(target)
     unlabeled = batch.get("unlabeled", {"keys": ()})
+    views = {name: move(unlabeled.get(name)) for name in VIEWS}
     return (
-        LabeledBatch(move(batch["data"]), target, tuple(batch["keys"])),
-        UnlabeledBatch(**{name: move(unlabeled.get(name)) for name in VIEWS}, keys=tuple(unlabeled["keys"])),
+        LabeledBatch(move(batch["data"]), target, tuple(batch["keys"]), places_of(batch)),
+        UnlabeledBatch(**views, keys=tuple(unlabeled["keys"]), places=places_of(unlabeled)),
     )

@@ -14,7 +14,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ssl.data.labeled_cases import refuse_unfinished
-from nnunet_ssl.data.loaders import TwoStreamLoader, UnlabeledLoader, close_loader, divide_workers, start_loader
+from nnunet_ssl.data.loaders import (
+    LabeledLoader,
+    TwoStreamLoader,
+    UnlabeledLoader,
+    close_loader,
+    divide_workers,
+    start_loader,
+)
 from nnunet_ssl.data.older_conversions import older_conversion
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
 from nnunet_ssl.data.raw_files import RawDataset
@@ -80,9 +87,10 @@ class TwoStreamTrainer(nnUNetTrainer):
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
         pool = self._collect_pool()
         labeled, validation = self._loaders_of_nnunet()
-        unlabeled = UnlabeledLoader(
-            UnlabeledDataset(pool.folders, self._folder_of_unlabeled()), labeled, self.label_manager, self.VIEWS
-        )
+        labeled = LabeledLoader(labeled)
+        dataset = UnlabeledDataset(pool.folders, self._folder_of_unlabeled())
+        bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches
+        unlabeled = UnlabeledLoader(dataset, labeled, self.label_manager, self.VIEWS, bins)
         if self.seed is not None:
             reproducibility.fix_timed_choices(labeled.transforms)
         self.streams = labeled, unlabeled

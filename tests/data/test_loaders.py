@@ -46,7 +46,7 @@ def test_unlabeled_batch(tiny_dataset, cell):
     batch = next(loaders(dataset)[1])
     shape = (dataset.case.batch_size, 1, *dataset.case.patch_size)
     assert batch["weak"].shape == batch["strong"].shape == shape
-    assert batch.keys() == {"weak", "strong", "keys"}
+    assert batch.keys() == {"weak", "strong", "keys", "places"}
     assert set(batch["keys"]) <= {"unlabeled0", "unlabeled1", "unlabeled2"}
 
 
@@ -60,7 +60,7 @@ def test_patches_come_from_everywhere(tiny_dataset):
 
 
 def test_only_the_views_asked_for_are_made(tiny_dataset):
-    assert next(loaders(tiny_dataset(), views=("weak",))[1]).keys() == {"weak", "keys"}
+    assert next(loaders(tiny_dataset(), views=("weak",))[1]).keys() == {"weak", "keys", "places"}
 
 
 def test_each_view_stands_under_its_own_name(tiny_dataset):
@@ -79,7 +79,7 @@ def test_no_label_in_an_unlabeled_batch(tiny_dataset):
     batch = next(two)
     assert batch.keys() == {"data", "target", "keys", "unlabeled"}
     ours, others = batches_on_device(batch, torch.device("cpu"))
-    assert set(vars(others)) == {"weak", "strong", "second_strong", "keys"}
+    assert set(vars(others)) == {"weak", "strong", "second_strong", "keys", "places"}
     assert isinstance(others, UnlabeledBatch)
     assert torch.equal(ours.image, batch["data"])
 

@@ -1,0 +1,31 @@
+"""What is known of the images of a batch for free."""
+
+from collections.abc import Hashable, Iterable
+
+from nnunet_ssl.data.patients import groups_where_they_occur, patients_of
+from nnunet_ssl.data.places import Place, position_bin
+
+
+def meta_labels(
+    places: Iterable[Place], position_bins: int, patient_pattern: str | None, phase_pattern: str | None
+) -> dict[str, list[Hashable]]:
+    """Return for each patch the bin of its position, its patient and, if there is a pattern of it, its phase.
+
+    Args:
+        places: where the patches lie.
+        position_bins: of equal width, along the first axis.
+        patient_pattern: of dataset.json; see `patients_of`. None means that each case is a patient.
+        phase_pattern: a regular expression: cases in whose name it finds the same are of one phase, and so are those in
+            which it finds nothing; None leaves the phase out.
+    """
+    places = list(places)
+    cases = [place.case for place in places]
+    patients = patients_of(cases, patient_pattern)
+    labels = {
+        "position": [position_bin(place.position, position_bins) for place in places],
+        "patient": [patients[case] for case in cases],
+    }
+    if phase_pattern is not None:
+        found = groups_where_they_occur(cases, phase_pattern)
+        labels["phase"] = [found[case] for case in cases]
+    return labels
