@@ -1,5 +1,6 @@
 """Options of a run: `nnUNet_ssl_options="consistency_weight=5 num_epochs=300 seed=1"`."""
 
+import inspect
 import math
 import shlex
 from collections.abc import Callable, Mapping
@@ -39,10 +40,11 @@ def allowed_options(trainer: type, host: type) -> dict[str, type]:
     allowed = dict(HOST_SETTINGS)
     ours = [cls for cls in trainer.__mro__ if issubclass(cls, host) and cls is not host]
     for cls in reversed(ours):
+        annotations = inspect.get_annotations(cls)  # before the loop: it may add to what the class has
         for name, value in vars(cls).items():
             if name.startswith("_") or name.isupper() or name in HOST_SETTINGS:
                 continue
-            if value is None and name in cls.__annotations__:
+            if value is None and name in annotations:
                 allowed[name] = _type_of_annotation(cls, name)
             elif isinstance(value, bool | int | float | str):
                 is_number = type(value) is int and name.endswith(NUMBERS)
@@ -125,7 +127,7 @@ def _words(text: str) -> list[str]:
 
 def _type_of_annotation(cls: type, name: str) -> type:
     kinds = {f"{kind.__name__} | None": kind for kind in (bool, int, float, str)}
-    annotation = cls.__annotations__[name]
+    annotation = inspect.get_annotations(cls)[name]
     annotation = annotation if isinstance(annotation, str) else str(annotation)
     if annotation not in kinds:
         raise TypeError(f"{cls.__name__}.{name}: {annotation} is none of {', '.join(kinds)}")

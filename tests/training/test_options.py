@@ -78,6 +78,16 @@ def test_attribute_without_a_value_takes_its_type_from_the_annotation():
     assert allowed_options(Method, nnUNetTrainer)["confidence_threshold"] is float
 
 
+def test_an_attribute_that_is_none_in_a_class_without_annotations_is_no_option():
+    class Method(MEAN_TEACHER):
+        kept = None
+        scale = 2.0
+
+    allowed = allowed_options(Method, nnUNetTrainer)
+    assert allowed["scale"] is float
+    assert "kept" not in allowed
+
+
 def test_bad_flag_is_refused():
     with pytest.raises(ValueError, match="flag takes true or false, got 'yes'"):
         parse_options("flag=yes", {"flag": bool})
