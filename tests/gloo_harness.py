@@ -39,6 +39,8 @@ WHOLE_STEP = {
     "nnUNetTrainerMCNet": {},
     "nnUNetTrainerOutside": {"pretrain_fraction": 0.0, "warmup_fraction": 0.0},
 }
+# Options that each process draws by, in steps of labeled images alone.
+DRAWN = {"nnUNetTrainerMN": {"adapter_dropout": 0.0}}
 # How many of nnU-Net's losses a step of a method has.
 SUPERVISED_LOSSES = {"nnUNetTrainerMeanTeacher": 1, "nnUNetTrainerCPS": 2, "nnUNetTrainerMCNet": 3}
 
@@ -53,7 +55,8 @@ def settings_of_one_step(name: str) -> dict[str, float]:
     """Return options under which a step has nothing that each process draws, masks or normalises for itself."""
     if name in WHOLE_STEP:
         return {"rampup_duration": 0.0} | WHOLE_STEP[name]
-    return {option: 0.0 for option in vars(trainer_called(name)) if option.endswith("_weight")}
+    weights = {option: 0.0 for option in vars(trainer_called(name)) if option.endswith("_weight")}
+    return weights | DRAWN.get(name, {})
 
 
 def trainer_called(name: str) -> type:
