@@ -79,8 +79,7 @@ class LibraryNetwork:
             raise ValueError(f"architecture_2d, encoder, encoder_weights: {error.args[0]}") from error
         except OSError as error:
             raise ConnectionError(
-                f"the weights {weights} of {self.encoder} are not to be had from the Hugging Face hub ({error}): "
-                f"{OTHER_WAYS}"
+                f"the weights {weights} of {self.encoder} cannot be downloaded from the hub ({error}): {OTHER_WAYS}"
             ) from error
 
 

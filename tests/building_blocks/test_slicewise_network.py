@@ -133,3 +133,16 @@ def test_three_channels_are_made_of_some(channels, learns):
     expected = x if channels == 3 else x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     torch.testing.assert_close(found, expected)
     assert any(True for _ in colors.parameters()) == learns
+
+
+def test_passes_that_are_compiled_are_the_same():
+    """nnU-Net compiles its networks and the base its passes; slices are left as they are."""
+    wrapped, x = SlicewiseNetwork(small_network(), 1, 2, (4, 4)), image()
+    compiled = torch.compile(forward_pass, backend="eager")
+    torch.testing.assert_close(compiled(wrapped, x).logits, wrapped.logits(x))
+    gradients = []
+    for run in (compiled, forward_pass):
+        wrapped.zero_grad()
+        run(wrapped, x).logits.square().sum().backward()
+        gradients.append(wrapped.network[0].weight.grad.clone())
+    torch.testing.assert_close(*gradients)

@@ -98,7 +98,7 @@ def test_offline_both_other_ways_are_named(monkeypatch):
     def unreachable(*_, **__):
         raise FileNotFoundError("cannot find the requested files in the local cache")  # as the hub's own error
 
-    monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", unreachable)
+    monkeypatch.setattr(smp, "create_model", unreachable)
     with pytest.raises(ConnectionError, match=r"imagenet of mit_b0 .*local cache.*weights_2d=PATH.*init_2d=PATH"):
         library().build(*SIZES)
 
