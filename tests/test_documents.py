@@ -15,7 +15,7 @@ from nnunet_ssl.discovery.startup import SHIM_FOLDER
 from nnunet_ssl.training.author_checks import RENAMED
 from nnunet_ssl.training.catalog import all_trainers, types_of_options
 from nnunet_ssl.training.method import Method
-from nnunet_ssl.training.options import NUMBERS
+from nnunet_ssl.training.options import NUMBERS, allowed_options, check_ranges, parse_options
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from tests.conftest import make_trainer
 
@@ -70,6 +70,16 @@ def test_each_trainer_stands_in_methods_with_its_cost_and_defaults(trainer):
     for name, value in defaults:
         assert name in types, f"{trainer.__name__} has no option {name}"
         assert value == in_words(getattr(trainer, name)), f"{name} of {trainer.__name__}"
+
+
+@pytest.mark.parametrize("trainer", all_trainers(), ids=lambda trainer: trainer.__name__)
+def test_other_values_that_methods_speaks_of_can_be_given(trainer):
+    """Such as `blocks_per_axis=4` (0: one box as in BCP)."""
+    allowed = allowed_options(trainer, nnUNetTrainer)
+    others = re.findall(r"`([a-z_]+)=[^`\s]+`\s\(`?(?:both )?(\d[\d.]*|true|false)\b", section_of(trainer))
+    for name, value in others:
+        check_ranges(parse_options(f"{name}={value}", allowed))
+    assert others or trainer.__name__ != "nnUNetTrainerM3HL"
 
 
 def test_architecture_names_each_room():

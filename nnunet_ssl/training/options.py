@@ -27,6 +27,7 @@ RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("_weight",), "0 or more", lambda value: value >= 0.0),
     (("_concentration",), "more than 0", lambda value: value > 0.0),
 )
+MAY_BE_ZERO = ("seed", "_per_axis")  # other whole numbers count what there has to be
 NUMBERS = tuple(ending for endings, _, _ in RANGES for ending in endings)  # need not be whole: `_weight = 1` takes 0.5
 
 
@@ -142,7 +143,7 @@ def _parse(name: str, value: str, kind: type) -> Option:
         raise ValueError(f"{ENVIRONMENT_VARIABLE}: {name} takes {expected}, got {value!r}") from None
     if kind is float and not math.isfinite(parsed):
         raise ValueError(f"{ENVIRONMENT_VARIABLE}: {name} takes a finite number, got {value!r}")
-    smallest = 0 if name == "seed" else 1
+    smallest = 0 if name.endswith(MAY_BE_ZERO) else 1
     if kind is int and parsed < smallest:
         raise ValueError(f"{ENVIRONMENT_VARIABLE}: {name} is at least {smallest}, got {value!r}")
     return parsed

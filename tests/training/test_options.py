@@ -78,6 +78,15 @@ def test_attribute_without_a_value_takes_its_type_from_the_annotation():
     assert allowed_options(Method, nnUNetTrainer)["confidence_threshold"] is float
 
 
+def test_what_there_may_be_none_of_may_be_0():
+    allowed = {"seed": int, "blocks_per_axis": int, "scales": int}
+    assert parse_options("seed=0 blocks_per_axis=0", allowed) == {"seed": 0, "blocks_per_axis": 0}
+    with pytest.raises(ValueError, match="blocks_per_axis is at least 0, got '-1'"):
+        parse_options("blocks_per_axis=-1", allowed)
+    with pytest.raises(ValueError, match="scales is at least 1, got '0'"):
+        parse_options("scales=0", allowed)
+
+
 def test_an_attribute_that_is_none_in_a_class_without_annotations_is_no_option():
     class Method(MEAN_TEACHER):
         kept = None
