@@ -2,12 +2,12 @@
 
     python benchmarks/step_time.py --trainer nnUNetTrainerMeanTeacher --features 16 32 64 128 --batch-size 2
 
-The steps of all trainers alternate, on one batch of random numbers in memory, at the middle of the run: in an even and an
-odd epoch, because the networks of some learn in turn. The cost model is the ratio that a trainer states (`STEP_COST`);
-where it says how often each of its networks is passed (`PASSES`), it is these numbers times what a pass of each network
-costs in the same run. host_seconds are those that a step waited for work of the host. Peak memory is measured with each
-trainer in a process of its own: what CUDA allocated, or on the CPU how far the high-water mark of the process rose above
-what it held before the trainer was made; nan where the system is not Linux.
+The steps of all trainers alternate, on one batch of random numbers in memory, at the middle of the run: in an even
+and an odd epoch, because the networks of some learn in turn. The cost model is the ratio that a trainer states
+(`STEP_COST`); where it says how often each of its networks is passed (`PASSES`), it is these numbers times what a pass
+of each network costs in the same run. host_seconds are those that a step waited for work of the host. Peak memory is
+measured with each trainer in a process of its own: what CUDA allocated, or on the CPU how far the high-water mark of
+the process rose above what it held before the trainer was made; nan where the system is not Linux.
 """
 
 import argparse
