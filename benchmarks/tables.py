@@ -3,7 +3,7 @@
     python benchmarks/tables.py             # write them anew
     python benchmarks/tables.py --check     # exit with 1 where one differs from its files
 
-A table stands between the lines `<!-- table: EXPERIMENT -->` and `<!-- end -->`; with `section` instead of `table` its
+A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`; with `section` instead of `table` its
 title and setting come too, and nothing while no run is finished. tables.toml says which tables there are. Results of
 trainers whose code has changed since are named as stale. `<!-- step_time: NAME -->` stands before the table that
 step_time.py wrote to results/step_time/NAME.csv.
@@ -51,7 +51,7 @@ class Table:
     title: str = ""
     text: str = ""
     rows: tuple[str, ...] = ("*",)
-    columns: tuple[str, ...] = ("trainer", "seeds", "difference", "hd95", "asd", "cost", "commit")
+    columns: tuple[str, ...] = ("trainer", "seeds", "difference", "hd95", "asd", "cost", "device", "commit")
     sort: str = "difference"
 
 
@@ -94,24 +94,27 @@ def read_tables(file: Path = TABLES) -> dict[str, Table]:
     """Return the tables that there are, by experiment."""
     lists = ("seeds", "rows", "columns")
     return {
-        experiment: Table(experiment, **{key: tuple(value) if key in lists else value for key, value in entry.items()})
-        for experiment, entry in tomllib.loads(file.read_text()).items()
+        name: Table(
+            **{"experiment": name} | {key: tuple(value) if key in lists else value for key, value in entry.items()}
+        )
+        for name, entry in tomllib.loads(file.read_text()).items()
     }
 
 
 def remarks(tables: dict[str, Table], results: Path = RESULTS) -> list[str]:
     """Return which results are stale, and which rows are not shown because seeds are missing."""
-    lines = []
+    experiments = dict.fromkeys(table.experiment for table in tables.values())
+    lines = [
+        f"stale: {run.experiment}/{run.name}"
+        for experiment in experiments
+        for run, result in read_results(experiment, results).items()
+        if is_stale(result)
+    ]
     for table in tables.values():
-        lines += [
-            f"stale: {run.experiment}/{run.name}"
-            for run, result in read_results(table.experiment, results).items()
-            if is_stale(result)
-        ]
         for (trainer, variant), of_seed in results_of(table, results).items():
             if missing := [str(seed) for seed in table.seeds if seed not in of_seed]:
                 lines.append(f"not shown: {table.experiment}/{trainer}__{variant}, without seed {', '.join(missing)}")
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def with_tables(text: str, tables: dict[str, Table], results: Path = RESULTS) -> str:
@@ -283,6 +286,12 @@ def minutes_cell(row: Row) -> dict[str, str]:
     return {"minutes": f"{mean(result['seconds'] for result in row.results.values()) / 60:.1f}"}
 
 
+def device_cell(row: Row) -> dict[str, str]:
+    """Return what the trainings ran on; a GPU trains in mixed precision, as nnU-Net does."""
+    names = {"cpu": "CPU", "cuda": "GPU"}
+    return {"device": ", ".join(dict.fromkeys(names[result["device"]] for result in row.results.values()))}
+
+
 def commit_cell(row: Row) -> dict[str, str]:
     """Return the commits that the results were made with."""
     codes = [result["code"] for result in row.results.values()]
@@ -298,6 +307,7 @@ COLUMNS: dict[str, Callable[[Row], dict[str, Any]]] = {
     "hd95": lambda row: {"95HD (mm)": mean_distance(row, "hd95")},
     "asd": lambda row: {"ASD (mm)": mean_distance(row, "asd")},
     "minutes": minutes_cell,
+    "device": device_cell,
     "commit": commit_cell,
 }
 

@@ -30,6 +30,7 @@ def write(place: Path, trainer: str, seed: int, dice: dict, variant: str = "defa
         "trainer": trainer,
         "variant": variant,
         "seed": seed,
+        "device": "cpu",
         "setting": SETTING,
         "split": {"labeled": 2, "unlabeled": 80, "validation": len(dice), "digest": f"of {seed}"},
         "versions": {"nnunet_ssl": "0.1.0", "python": "3.11.7"},
@@ -121,7 +122,35 @@ def test_the_interval_is_over_patients(tmp_path):
     assert "| 0.7667 | +0.3000 | 2.33 |" in lines(tmp_path, replace(TABLE, seeds=(1,)))[3]
 
 
+def test_a_row_says_what_its_trainings_ran_on(tmp_path):
+    table = Table("mine", (1, 2), columns=("device",))
+    for seed, device in ((1, "cpu"), (2, "cuda")):
+        write(tmp_path, "nnUNetTrainer", seed, {"a": 0.5})
+        write(tmp_path, "nnUNetTrainerBCP", seed, {"a": 0.6}, device=device)
+    assert lines(tmp_path, table)[2:] == ["| CPU |", "| CPU, GPU |"]
+
+
 # ---- which rows ----
+
+
+def test_two_tables_of_one_experiment_show_rows_of_their_own(finished, tmp_path):
+    file = tmp_path / "tables.toml"
+    file.write_text(
+        '[mine]\nseeds = [1, 2]\n[parts]\nexperiment = "mine"\nseeds = [1]\nrows = ["nnUNetTrainer__*", "*URPC*"]'
+    )
+    known = tables.read_tables(file)
+    assert [row.trainer for row in tables.rows_of(known["mine"], finished)] == [
+        "nnUNetTrainer",
+        "nnUNetTrainerBCP",
+        "nnUNetTrainer",
+    ]
+    assert [row.trainer for row in tables.rows_of(known["parts"], finished)] == [
+        "nnUNetTrainer",
+        "nnUNetTrainerURPC",
+        "nnUNetTrainer",
+    ]
+    stale = f"stale: mine/{Run('mine', 'nnUNetTrainerBCP', 'default', 1).name}"
+    assert tables.remarks(known, finished).count(stale) == 1
 
 
 def test_only_complete_rows_are_shown_and_the_others_named(finished):
