@@ -20,7 +20,7 @@ class nnUNetTrainerMEDL(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
     Y. He, Y. Bi, L. Li, C.-M. Pun, W. Jiao, Z. Jin, "Mutual Evidential Deep Learning for Medical Image Segmentation",
     2025, https://arxiv.org/abs/2505.12418
 
-        e_i = softplus(f_i),  α = e + 1,  S = Σ α,  p = α / S;    b̃, ũ = fusion of (e_1, K) / S_1 and (e_2, K) / S_2
+        e_i = exp(f_i),  α = e + 1,  S = Σ α,  p = α / S;    b̃, ũ = fusion of (e_1, K) / S_1 and (e_2, K) / S_2
         L_i = L_seg(p_i(x), y) + L_seg(p_i(m), y) + ⟨ω CE(p_i(m), y)⟩ + L_seg(p_i(m), ŷ; R) + λ(t) ⟨ω ℓ(e_i(m), ŷ)⟩
 
     m are labeled images x with a box of u_strong, or the reverse, as in BCP; both networks see the same. Terms with y
@@ -29,7 +29,7 @@ class nnUNetTrainerMEDL(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
     gradient of L_i flows through network i, not through ŷ, R, ω. The signal: the boxes and the other architecture.
 
     Differences from the paper, of which there is no code:
-        softplus, Ξ, λ, λ₂, that R is a weight, and all of the boxes but their size are reconstructed; that x is also
+        exp, Ξ, λ, λ₂, that R is a weight, and all of the boxes but their size are reconstructed; that x is also
         learned whole, and the warm-up, after which ω begins, are our BCP's; R is of p̃, not b̃: see reliability;
         one network predicts, as argmax f = argmax e; what export --ensemble hands on averages softmax(f), not p.
 

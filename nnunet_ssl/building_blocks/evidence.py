@@ -9,7 +9,7 @@ Evidence e ≥ 0 for each of K hypotheses gives a Dirichlet distribution: α = e
 | | softmax labels | sigmoid regions |
 |---|---|---|
 | hypotheses K | the C classes | 2, inside and outside: a Beta distribution |
-| evidence for a logit z | softplus(z) of each class | softplus(z) and softplus(-z) |
+| evidence for a logit z | exp(z) of each class | exp(z) and exp(-z) |
 | questions Q | 1 for each voxel | C for each voxel, one for each region |
 
 Maps of hypotheses are (K, B, Q, *spatial); what there is one of for each question is (B, Q, *spatial), the shape of
@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -47,14 +46,17 @@ class Opinion(NamedTuple):
 def evidence_of(space: LabelSpace, logits: Tensor) -> Tensor:
     """Return the evidence of logits (B, C, *spatial) for each hypothesis, ≥ 0: (K, B, Q, *spatial) in float32.
 
-    From `LARGEST_EVIDENCE` = L on it is L (1 + ln(e / L)): so it is bounded by what a number can be, the order of
-    classes stays that of the logits, and what is wrong still has a gradient to learn from. The gradient flows through.
+    From `LARGEST_EVIDENCE` = L on it is L (1 + ln(1 + ln(e / L))): so it is bounded by what a number can be, the
+    order of classes stays that of the logits, and what is wrong still has a gradient to learn from. The gradient flows
+    through.
+
+    A class that is wrongly sure has the gradient e / S, nearly 1, as with softmax. With softplus, which is common, it
+    has 1 / S, less the surer it is: a small structure may then never be learned beside much background.
     """
     logits = logits.float()
     signed = torch.stack([logits, -logits]) if isinstance(space, SigmoidRegions) else logits.movedim(1, 0)[:, :, None]
-    evidence = F.softplus(signed)
-    beyond = evidence.clamp_min(LARGEST_EVIDENCE) / LARGEST_EVIDENCE
-    return evidence.clamp_max(LARGEST_EVIDENCE) + LARGEST_EVIDENCE * beyond.log()
+    largest = math.log(LARGEST_EVIDENCE)
+    return signed.clamp_max(largest).exp() + LARGEST_EVIDENCE * (signed - largest).clamp_min(0.0).log1p()
 
 
 def hypotheses_of(space: LabelSpace, maps: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import polygamma
-from torch.nn import functional
 
 from nnunet_ssl.building_blocks.evidence import (
     LARGEST_EVIDENCE,
@@ -24,10 +23,6 @@ from nnunet_ssl.building_blocks.evidence import (
 from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
 
 SPACES = [SoftmaxLabels(3), SoftmaxLabels(2), SigmoidRegions(2), SigmoidRegions(1)]
-
-
-def softplus(value: float) -> float:
-    return math.log1p(math.exp(-abs(value))) + max(value, 0.0)
 
 
 def voxels_of(space, logits: np.ndarray):
@@ -58,12 +53,13 @@ def opinions_for(space) -> tuple[Opinion, Opinion]:
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_evidence_opinion_and_mean_equal_naive_reference(space):
-    logits = logits_for(space)
+    logits = logits_for(space, 2.0)
+    assert logits.abs().max() < math.log(LARGEST_EVIDENCE)
     evidence, opinion = evidence_of(space, logits), opinion_of(space, logits)
     expected, probs = expected_logits(space, logits), expected_probabilities(space, opinion)
     turned = space.probabilities(expected)
     for (image, question, *voxel), scores in voxels_of(space, logits.numpy()):
-        e = [softplus(score) for score in scores]
+        e = [math.exp(score) for score in scores]
         alpha = [one + 1 for one in e]
         strength, place = sum(alpha), (image, question, *voxel)
         for n in range(len(scores)):
@@ -83,12 +79,12 @@ def test_evidence_opinion_and_mean_equal_naive_reference(space):
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_losses_of_expected_logits_are_those_of_the_mean(space):
-    logits = logits_for(space)
+    logits = logits_for(space, 2.0)
     labels = space.pseudo_label(space.probabilities(torch.randn_like(logits)))
     found = space.cross_entropy(expected_logits(space, logits), labels)
     target = hypotheses_of(space, space.one_hot(labels))
     for place, scores in voxels_of(space, logits.numpy()):
-        alpha = [softplus(score) + 1 for score in scores]
+        alpha = [math.exp(score) + 1 for score in scores]
         chosen = [n for n in range(len(alpha)) if target[(n, *place)] == 1]
         assert len(chosen) == 1
         assert found[place].item() == pytest.approx(-math.log(alpha[chosen[0]] / sum(alpha)), rel=1e-5)
@@ -104,12 +100,23 @@ def test_belief_and_uncertainty_sum_to_one_and_no_gradient_flows():
 
 
 def test_evidence_by_hand():
-    (none, much) = evidence_of(SoftmaxLabels(2), torch.tensor([[[0.0], [40.0]]]))[:, 0, 0, 0].tolist()
-    assert none == pytest.approx(math.log(2))
-    assert much == pytest.approx(40.0)
+    (none, much) = evidence_of(SoftmaxLabels(2), torch.tensor([[[0.0], [5.0]]]))[:, 0, 0, 0].tolist()
+    assert none == pytest.approx(1.0)
+    assert much == pytest.approx(math.exp(5))
     inside, outside = evidence_of(SigmoidRegions(1), torch.tensor([[[5.0]]]))[:, 0, 0, 0].tolist()
-    assert inside == pytest.approx(math.log1p(math.exp(5)))
-    assert outside == pytest.approx(math.log1p(math.exp(-5)))
+    assert inside == pytest.approx(math.exp(5))
+    assert outside == pytest.approx(math.exp(-5))
+
+
+def test_a_class_that_is_wrongly_sure_is_told_so_as_with_softmax():
+    """Background is far ahead, the label is foreground: α = e + 1, so d CE / d z = e / S - y e / α."""
+    logits = torch.tensor([[[6.0], [-3.0]]], requires_grad=True)
+    foreground = torch.ones(1, 1, 1, dtype=torch.long)
+    SoftmaxLabels(2).cross_entropy(expected_logits(SoftmaxLabels(2), logits), foreground).sum().backward()
+    e0, e1 = math.exp(6), math.exp(-3)
+    strength = e0 + e1 + 2
+    assert logits.grad.flatten().tolist() == pytest.approx([e0 / strength, e1 / strength - e1 / (e1 + 1)], rel=1e-4)
+    assert logits.grad[0, 0] > 0.99
 
 
 def test_a_region_is_a_softmax_of_two_classes_with_opposite_logits():
@@ -139,18 +146,19 @@ def test_labels_of_evidence_are_those_of_the_logits(space, scale):
 
 def test_evidence_does_not_explode_and_keeps_order_and_gradient():
     limit = LARGEST_EVIDENCE
-    values = torch.tensor([-1e4, 0.0, 0.5 * limit, limit - 1, limit + 1, 2 * limit, 6e4, 1e30, 3e38])
+    beyond = math.log(limit)
+    values = torch.tensor([-50.0, 0.0, 3.0, beyond - 0.01, beyond + 0.01, beyond + 1, 6e4, 1e30, 3e38])
     logits = values.view(1, 1, -1).expand(1, 2, -1).clone().requires_grad_()
     evidence = evidence_of(SoftmaxLabels(2), logits)[0, 0, 0]
     assert evidence.isfinite().all()
     assert (evidence.diff() > 0).all()
     assert evidence.max() < 1e5
-    torch.testing.assert_close(evidence[:4], functional.softplus(values[:4]))
+    torch.testing.assert_close(evidence[:4], values[:4].exp())
     torch.testing.assert_close(evidence[5].item(), limit * (1 + math.log(2)))
     evidence.sum().backward()
     gradient = logits.grad[0, 0]
     assert gradient.isfinite().all()
-    torch.testing.assert_close(gradient[[2, 5]], torch.tensor([1.0, 0.5]))
+    torch.testing.assert_close(gradient[[1, 5]], torch.tensor([1.0, limit / 2]))
 
 
 @pytest.mark.parametrize("space", [SoftmaxLabels(3), SigmoidRegions(2)], ids=str)

@@ -119,8 +119,8 @@ class Reference:
     def alpha(self, logits: torch.Tensor) -> torch.Tensor:
         """Return α with the hypotheses last."""
         if self.regions:
-            return torch.stack([1 + functional.softplus(logits), 1 + functional.softplus(-logits)], -1)
-        return 1 + functional.softplus(logits).movedim(1, -1)[:, None]
+            return torch.stack([1 + logits.exp(), 1 + (-logits).exp()], -1)
+        return 1 + logits.exp().movedim(1, -1)[:, None]
 
     def fused(self, image: torch.Tensor, names=("first", "second")) -> tuple[torch.Tensor, torch.Tensor, list]:
         beliefs, doubts = [], []
