@@ -46,9 +46,8 @@ class Opinion(NamedTuple):
 def evidence_of(space: LabelSpace, logits: Tensor) -> Tensor:
     """Return the evidence of logits (B, C, *spatial) for each hypothesis, ≥ 0: (K, B, Q, *spatial) in float32.
 
-    From `LARGEST_EVIDENCE` = L on it is L (1 + ln(1 + ln(e / L))): so it is bounded by what a number can be, the
-    order of classes stays that of the logits, and what is wrong still has a gradient to learn from. The gradient flows
-    through.
+    From `LARGEST_EVIDENCE` = L on it is L (1 + ln(e / L)): so it does not overflow, the order of classes stays that of
+    the logits, and what is wrong still has a gradient to learn from. The gradient flows through.
 
     A class that is wrongly sure has the gradient e / S, nearly 1, as with softmax. With softplus, which is common, it
     has 1 / S, less the surer it is: a small structure may then never be learned beside much background.
@@ -56,7 +55,7 @@ def evidence_of(space: LabelSpace, logits: Tensor) -> Tensor:
     logits = logits.float()
     signed = torch.stack([logits, -logits]) if isinstance(space, SigmoidRegions) else logits.movedim(1, 0)[:, :, None]
     largest = math.log(LARGEST_EVIDENCE)
-    return signed.clamp_max(largest).exp() + LARGEST_EVIDENCE * (signed - largest).clamp_min(0.0).log1p()
+    return signed.clamp_max(largest).exp() + LARGEST_EVIDENCE * (signed - largest).clamp_min(0.0)
 
 
 def hypotheses_of(space: LabelSpace, maps: Tensor) -> Tensor:

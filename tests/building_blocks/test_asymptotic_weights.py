@@ -139,7 +139,7 @@ def test_losses_by_weight_equal_naive_reference(space):
         else:
             scores = logits[(image, slice(None), *voxel)].tolist()
             truth = [int(n == label) for n in range(3)]
-        alpha = [math.log1p(math.exp(score)) + 1 for score in scores]
+        alpha = [math.exp(score) + 1 for score in scores]
         strength = sum(alpha)
         if of_label:
             p = alpha[truth.index(1)] / strength
