@@ -37,9 +37,9 @@ def draw_split(source: Path, labeled: int | None, seed: int, fold: int) -> Split
     return split
 
 
-def own_split(source: Path, with_all_labels: bool) -> Split:
-    """Return the data set's own split, or with all of its labels: those of its unlabeled cases too."""
-    own = read_splits(source / "splits_final.json")[REPORT_FOLD]
+def own_split(source: Path, with_all_labels: bool, fold: int) -> Split:
+    """Return a fold of the data set's own split, or with all of its labels: those of its unlabeled cases too."""
+    own = read_splits(source / "splits_final.json")[fold]
     if not with_all_labels:
         return own
     there = set(labeled_cases(source))
@@ -103,8 +103,15 @@ def facts_of_setting(source: Path, options: Namespace) -> dict[str, Any]:
         "spacing": plans["spacing"],
         "batch_size": plans["batch_size"],
         "steps": options.steps,
-        "fold": "own split" if options.own_split else "tune" if options.tune_fold else "report",
+        "fold": name_of_fold(options),
     }
+
+
+def name_of_fold(options: Namespace) -> str:
+    """Return which validation cases an experiment has."""
+    if options.own_split:
+        return f"own split, fold {options.fold}" if options.fold else "own split"
+    return "tune" if options.tune_fold else "report"
 
 
 def name_of_experiment(setting: dict[str, Any], labeled: int) -> str:

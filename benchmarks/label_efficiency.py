@@ -7,8 +7,9 @@ The data set is planned and preprocessed by nnU-Net before. All runs of an exper
 validation cases: those of nnU-Net's own fold 0, or with --tune-fold those of its fold 1, so that settings are never
 tuned on what is reported. Each seed draws its own labeled cases, nested over their number, and seeds the training. The
 unlabeled cases are those of imagesUn; without any, the training cases that are not labeled. With --own-split instead of
---labeled all three are those of fold 0 of the data set's splits_final.json (a published protocol, a split by patient),
-and a seed is one of the training alone. Trainers of your own, which nnUNet_extTrainer names, take part like ours.
+--labeled all three are those of a fold of the data set's splits_final.json (a published protocol, a split by patient),
+and a seed is one of the training alone; each fold is an experiment of its own, and a table may put some together.
+Trainers of your own, which nnUNet_extTrainer names, take part like ours.
 
 A finished run leaves a small file in --results, and is not repeated. Interrupted, the same command goes on where it
 stopped. tables.py makes the tables of the README from these files.
@@ -77,6 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--labeled", type=int, metavar="N", help="number of labeled cases")
     which.add_argument("--own-split", action="store_true", help="take the data set's own splits_final.json")
+    parser.add_argument("--fold", type=int, default=0, metavar="K", help="of the data set's own split (default: 0)")
     parser.add_argument("--trainers", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--steps", type=int, required=True, help=f"of each training, a multiple of {EPOCHS}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="default: 1")
@@ -86,6 +88,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, metavar="B", help="instead of the plans'")
     parser.add_argument("--options", default="", help='a variant of our trainers, for example "ema_decay=0.9"')
     parser.add_argument("--tune-fold", action="store_true", help="use the validation cases that are not reported")
+    parser.add_argument(
+        "--head", type=int, metavar="LABEL", help="measure the circumference of this label too, as nnunet_ssl hc does"
+    )
     parser.add_argument("--no-upper-bound", action="store_true", help="leave the fully labeled trainings out")
     parser.add_argument("--experiment", help="default: for example hippocampus_2d_2labeled")
     parser.add_argument("--repeat-stale", action="store_true", help="run again what other code was finished with")
@@ -100,6 +105,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--steps is a multiple of {EPOCHS}, got {options.steps}")
     if options.own_split and options.tune_fold:
         parser.error("--tune-fold goes with --labeled")
+    if options.fold and not options.own_split:
+        parser.error("--fold goes with --own-split")
     words = shlex.split(options.options)
     if not all("=" in word for word in words):
         parser.error(f"--options is written as name=value name=value, got {options.options!r}")
@@ -143,14 +150,15 @@ def plan_runs(options: argparse.Namespace) -> list[Planned]:
 def split_of(source: Path, is_all: bool, seed: int, options: argparse.Namespace) -> data.Split:
     """Return the split of a seed, or with all labels."""
     if options.own_split:
-        return data.own_split(source, is_all)
+        return data.own_split(source, is_all, options.fold)
     fold = data.TUNE_FOLD if options.tune_fold else data.REPORT_FOLD
     return data.draw_split(source, None if is_all else options.labeled, seed, fold)
 
 
 def facts_of(run: Run, options: argparse.Namespace) -> Result:
     """Return what identifies a run, and the code and versions that it is made with."""
-    return {
+    head = {} if options.head is None else {"head": options.head}
+    return head | {
         "trainer": run.trainer,
         "variant": run.variant,
         "options": {} if run.trainer == BASELINE else options.options,

@@ -27,7 +27,13 @@ from nnunet_ssl.evaluation.paired_statistics import PairedDifference, paired_dif
 from result_files import ALL_LABELED, BASELINE, DEFAULT, RESULTS, ROOT, Result, is_stale, read_results
 
 TABLES = Path(__file__).with_name("tables.toml")
-FOLDS = {"report": "nnU-Net's fold 0", "tune": "nnU-Net's fold 1, for tuning", "own split": "the data set's own split"}
+FOLDS = {
+    "report": "nnU-Net's fold 0",
+    "tune": "nnU-Net's fold 1, for tuning",
+    "own split": "the data set's own split",
+    "folds": "all folds of the data set's own split together",
+}
+BY_CASE = ("dice", "hd95", "asd", "circumference_error")  # what a result has of each case
 NOTHING = "No finished runs yet."
 MARKER = re.compile(r"^(<!-- (table|section|step_time): (\S+) -->\n)(.*?)(<!-- end -->)$", re.DOTALL | re.MULTILINE)
 START = re.compile(r"^<!-- (table|section|step_time):", re.MULTILINE)
@@ -44,15 +50,21 @@ STEP_COLUMNS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table of one experiment; the attributes are explained in tables.toml."""
+    """A table of one experiment, or of several as one; the attributes are explained in tables.toml."""
 
-    experiment: str
+    name: str
     seeds: tuple[int, ...]
+    experiments: tuple[str, ...] = ()
     title: str = ""
     text: str = ""
     rows: tuple[str, ...] = ("*",)
     columns: tuple[str, ...] = ("trainer", "seeds", "difference", "hd95", "asd", "cost", "device", "commit")
     sort: str = "difference"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The experiments whose files it is made of."""
+        return self.experiments or (self.name,)
 
 
 @dataclass(frozen=True)
@@ -91,19 +103,16 @@ def documents() -> list[Path]:
 
 
 def read_tables(file: Path = TABLES) -> dict[str, Table]:
-    """Return the tables that there are, by experiment."""
-    lists = ("seeds", "rows", "columns")
+    """Return the tables that there are, by name."""
     return {
-        name: Table(
-            **{"experiment": name} | {key: tuple(value) if key in lists else value for key, value in entry.items()}
-        )
+        name: Table(name, **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
         for name, entry in tomllib.loads(file.read_text()).items()
     }
 
 
 def remarks(tables: dict[str, Table], results: Path = RESULTS) -> list[str]:
     """Return which results are stale, and which rows are not shown because seeds are missing."""
-    experiments = dict.fromkeys(table.experiment for table in tables.values())
+    experiments = dict.fromkeys(experiment for table in tables.values() for experiment in table.sources)
     lines = [
         f"stale: {run.experiment}/{run.name}"
         for experiment in experiments
@@ -113,7 +122,7 @@ def remarks(tables: dict[str, Table], results: Path = RESULTS) -> list[str]:
     for table in tables.values():
         for (trainer, variant), of_seed in results_of(table, results).items():
             if missing := [str(seed) for seed in table.seeds if seed not in of_seed]:
-                lines.append(f"not shown: {table.experiment}/{trainer}__{variant}, without seed {', '.join(missing)}")
+                lines.append(f"not shown: {table.name}/{trainer}__{variant}, without seed {', '.join(missing)}")
     return list(dict.fromkeys(lines))
 
 
@@ -143,7 +152,7 @@ def section_of(table: Table, rows: list[Row]) -> str:
     """Return title, setting and table; nothing without a row."""
     if not rows:
         return ""
-    return f"## {table.title or table.experiment}\n\n{table.text} {setting_of(rows)}".rstrip() + (
+    return f"## {table.title or table.name}\n\n{table.text} {setting_of(rows)}".rstrip() + (
         f"\n\n{table_of(table, rows)}"
     )
 
@@ -187,18 +196,51 @@ def rows_of(table: Table, results: Path = RESULTS) -> list[Row]:
 
 
 def results_of(table: Table, results: Path) -> dict[tuple[str, str], dict[int, Result]]:
-    """Return what is finished of each trainer and variant that the table may show, by seed."""
+    """Return what is finished in all experiments of each trainer and variant that the table may show, by seed."""
+    parts: dict[tuple[str, str, int], list[Result]] = {}
+    for experiment in table.sources:
+        for run, result in read_results(experiment, results).items():
+            if run.seed in table.seeds and any(fnmatch(f"{run.trainer}__{run.variant}", row) for row in table.rows):
+                parts.setdefault((run.trainer, run.variant, run.seed), []).append(result)
     found: dict[tuple[str, str], dict[int, Result]] = {}
-    for run, result in read_results(table.experiment, results).items():
-        if run.seed in table.seeds and any(fnmatch(f"{run.trainer}__{run.variant}", row) for row in table.rows):
-            found.setdefault((run.trainer, run.variant), {})[run.seed] = result
+    for (trainer, variant, seed), of_experiments in parts.items():
+        if len(of_experiments) == len(table.sources):
+            found.setdefault((trainer, variant), {})[seed] = as_one(of_experiments)
     return found
+
+
+def as_one(results: list[Result]) -> Result:
+    """Return the results of several folds as one: the cases of all, each validated once.
+
+    Raises:
+        ValueError: a case is validated in two of them.
+    """
+    if len(results) == 1:
+        return results[0]
+    whole = dict(results[0])
+    for name in BY_CASE:
+        if name in whole:
+            whole[name] = {case: value for result in results for case, value in result[name].items()}
+    if len(whole["dice"]) != sum(len(result["dice"]) for result in results):
+        raise ValueError(f"{whole['trainer']}: folds that are shown as one have cases in common")
+    splits = [result["split"] for result in results]
+    numbers = {name: [split[name] for split in splits] for name in ("labeled", "unlabeled")}
+    whole["split"] = {
+        **{name: " to ".join(dict.fromkeys(str(n) for n in (min(of), max(of)))) for name, of in numbers.items()},
+        "validation": sum(split["validation"] for split in splits),
+        "digest": " ".join(split["digest"] for split in splits),
+    }
+    whole["setting"] = whole["setting"] | {"fold": "folds"}
+    whole["code"] = whole["code"] | {"dirty": any(result["code"]["dirty"] for result in results)}
+    whole["code"]["commit"] = ", ".join(dict.fromkeys(str(result["code"]["commit"]) for result in results))
+    whole["seconds"] = sum(result["seconds"] for result in results)
+    return whole
 
 
 def compare(table: Table, results: dict[int, Result], baseline: dict[int, Result]) -> PairedDifference:
     """Return the difference of a row to the baseline, of the same cases in each seed."""
     for seed, result in results.items():
-        plain, name = baseline[seed], f"{table.experiment}: {result['trainer']}, {result['variant']}, seed {seed}"
+        plain, name = baseline[seed], f"{table.name}: {result['trainer']}, {result['variant']}, seed {seed}"
         if result["setting"] != plain["setting"]:
             raise ValueError(f"{name} was trained in another setting than {BASELINE}")
         if result["variant"] != ALL_LABELED and result["split"]["digest"] != plain["split"]["digest"]:
@@ -237,6 +279,15 @@ def mean_distance(row: Row, name: str) -> str:
     known = [distance for distance in all_of_them if distance is not None]
     without = len(all_of_them) - len(known)
     return (f"{mean(known):.2f}" if known else "none") + (f", {without} undefined" if without else "")
+
+
+def circumference_cell(row: Row) -> dict[str, str]:
+    """Return the mean error of the head circumference over cases and seeds in mm, and how many have none."""
+    errors = [error for result in row.results.values() for error in result["circumference_error"].values()]
+    known = [error for error in errors if error is not None]
+    without = len(errors) - len(known)
+    text = (f"{mean(known):.2f}" if known else "none") + (f", {without} without" if without else "")
+    return {"circumference error (mm)": text}
 
 
 def setting_of(rows: list[Row]) -> str:
@@ -305,6 +356,7 @@ COLUMNS: dict[str, Callable[[Row], dict[str, Any]]] = {
     "difference": difference_cell,
     "cost": cost_cell,
     "hd95": lambda row: {"95HD (mm)": mean_distance(row, "hd95")},
+    "circumference": circumference_cell,
     "asd": lambda row: {"ASD (mm)": mean_distance(row, "asd")},
     "minutes": minutes_cell,
     "device": device_cell,

@@ -46,6 +46,7 @@ def main() -> None:
         "seconds": seconds_of(trainer),
         "dice": dice_of(summary, trainer.dataset_json["file_ending"]),
         **distances_of(trainer),
+        **circumferences_of(trainer, facts.get("head")),
     }
     if norms.exists():
         outcome["gradient_norms"] = json.loads(norms.read_text())
@@ -115,6 +116,28 @@ def distances_of(trainer: Any) -> dict[str, dict[str, dict[str, float | None]]]:
             distance = getattr(row.metrics, name)
             of_cases.setdefault(row.case, {})[keys[row.label]] = None if isnan(distance) else round(distance, 4)
     return found
+
+
+def circumferences_of(trainer: Any, label: int | None) -> dict[str, dict[str, float | None]]:  # noqa: ANN401
+    """Return how far the head circumference of each case is from its reference's in mm; None without an ellipse.
+
+    Both are measured in the masks, as `nnunet_ssl hc` does; nothing where no label is a head.
+    """
+    from nnunet_ssl.commands.hc import measure
+    from nnunet_ssl.data.dataset_reader import DatasetReader
+
+    if label is None:
+        return {}
+    ending = trainer.dataset_json["file_ending"]
+    references = Path(trainer.preprocessed_dataset_folder_base, "gt_segmentations")
+    predictions = sorted(Path(trainer.output_folder, "validation").glob(f"*{ending}"))
+    reader = DatasetReader.of_dataset({"file_ending": ending}, predictions)
+    errors = {}
+    for file in predictions:
+        ellipses = [measure(reader, mask, label).ellipse for mask in (file, references / file.name)]
+        known = [ellipse.circumference() for ellipse in ellipses if ellipse is not None]
+        errors[file.name.removesuffix(ending)] = round(abs(known[0] - known[1]), 4) if len(known) == 2 else None
+    return {"circumference_error": errors}
 
 
 if __name__ == "__main__":

@@ -129,6 +129,18 @@ def test_the_data_sets_own_split(hippocampus, options_of):
     assert unlabeled == [2, 0]
 
 
+def test_another_fold_of_the_own_split(hippocampus, options_of):
+    splits = [{"train": ["case.1"], "val": [f"case.{fold}"], "unlabeled": ["un0"]} for fold in (2, 3)]
+    (hippocampus / "splits_final.json").write_text(json.dumps(splits))
+    options = options_of("--head 1")
+    options.own_split, options.labeled, options.fold = True, None, 1
+    baseline, ours, everything = label_efficiency.plan_runs(options)
+    assert baseline.split == ours.split == splits[1]
+    assert everything.split["val"] == ["case.3"]
+    assert ours.facts["setting"]["fold"] == "own split, fold 1"
+    assert ours.facts["head"] == 1
+
+
 def test_a_variant_is_named_by_its_options_and_the_baseline_has_none(hippocampus, options_of):
     options = options_of('--no-upper-bound --tune-fold --options "ema_decay=0.9 box_side=0.5"')
     baseline, variant = label_efficiency.plan_runs(options)

@@ -133,10 +133,48 @@ def test_a_row_says_what_its_trainings_ran_on(tmp_path):
 # ---- which rows ----
 
 
+def test_folds_are_shown_as_one(tmp_path):
+    """The mean over all cases, not over folds; the distances too, and the interval is of all patients."""
+    folds = {"one": {"a": 0.5}, "two": {"b": 0.5, "c": 0.5}}
+    for number, (name, cases) in enumerate(folds.items()):
+        setting = SETTING | {"fold": f"own split, fold {number}"}
+        for trainer, gain in (("nnUNetTrainer", 0.0), ("nnUNetTrainerBCP", 0.3 * number)):
+            split = {"labeled": 4 + number, "unlabeled": 8, "validation": len(cases), "digest": name}
+            known = {
+                "hd95": {case: {"1": 2.0 + number} for case in cases},
+                "circumference_error": {case: None if case == "c" else 1.0 + number for case in cases},
+            }
+            result = write(tmp_path, trainer, 1, {c: v + gain for c, v in cases.items()}, setting=setting, split=split)
+            place = tmp_path / name
+            place.mkdir(exist_ok=True)
+            run = Run("mine", trainer, "default", 1)
+            run.file(tmp_path).unlink()
+            (place / f"{run.name}.json").write_text(json.dumps(result | known))
+    table = Table("both", (1,), ("one", "two"), columns=("seeds", "difference", "hd95", "circumference"))
+    assert lines(tmp_path, table)[2:] == [
+        "| 0.5000 |  | 2.67 | 1.50, 1 without |",
+        "| 0.7000 | +0.2000 | 2.67 | 1.50, 1 without |",
+    ]
+    words = tables.setting_of(tables.rows_of(table, tmp_path))
+    assert "4 to 5 labeled, 8 unlabeled and 3 validation cases (all folds of the data set's own split" in words
+    for file in (tmp_path / "two").glob("*BCP*"):
+        file.unlink()
+    assert len(lines(tmp_path, table)) == 3  # a row needs all folds
+
+
+def test_folds_with_a_case_in_common_are_refused(tmp_path):
+    for name in ("one", "two"):
+        result = write(tmp_path, "nnUNetTrainer", 1, {"a": 0.5})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "nnUNetTrainer__default__seed1.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="cases in common"):
+        lines(tmp_path, Table("both", (1,), ("one", "two")))
+
+
 def test_two_tables_of_one_experiment_show_rows_of_their_own(finished, tmp_path):
     file = tmp_path / "tables.toml"
     file.write_text(
-        '[mine]\nseeds = [1, 2]\n[parts]\nexperiment = "mine"\nseeds = [1]\nrows = ["nnUNetTrainer__*", "*URPC*"]'
+        '[mine]\nseeds = [1, 2]\n[parts]\nexperiments = ["mine"]\nseeds = [1]\nrows = ["nnUNetTrainer__*", "*URPC*"]'
     )
     known = tables.read_tables(file)
     assert [row.trainer for row in tables.rows_of(known["mine"], finished)] == [
