@@ -96,24 +96,22 @@ def merge_options(
 
     Args:
         stored: the options of the checkpoint.
-        given: the options of this call; None when the variable is not set.
-        defaults: the values without options.
+        given: the options of this call, of which only those that differ from the run's matter; None is none.
+        defaults: the values without options; None where there is none.
 
     Raises:
-        ValueError: an option differs from what the run was started with.
+        ValueError: an option that is given differs from what the run was started with.
     """
-    if given is None:
-        return dict(stored)
-    for name in sorted({*stored, *given}):
-        before, now = stored.get(name, defaults.get(name)), given.get(name, defaults.get(name))
-        if before != now and not (name == "num_epochs" and name in given and now > before):
-            says = f"says {name}={now}" if name in given else f"is without it, which means {now}"
+    for name, now in sorted((given or {}).items()):
+        before = stored.get(name, defaults.get(name))
+        if before != now and not (name == "num_epochs" and now > before):
+            with_what = f"without {name}" if before is None else f"with {name}={before}"
             raise ValueError(
-                f"this run was started with {name}={before}, now {ENVIRONMENT_VARIABLE} {says}; a run goes "
-                f"on with its own options (only num_epochs may grow): unset {ENVIRONMENT_VARIABLE}, set {name} back, "
-                "or train without --c"
+                f"this run was started {with_what}, now {ENVIRONMENT_VARIABLE} says {name}={now}; a run goes on with "
+                f"its own options (only num_epochs may grow): leave {name} out of {ENVIRONMENT_VARIABLE}, or train "
+                "without --c"
             )
-    return dict(given)
+    return {**stored, **(given or {})}
 
 
 def _words(text: str) -> list[str]:
