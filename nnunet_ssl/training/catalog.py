@@ -1,17 +1,15 @@
 """What trainers there are, read from the classes themselves."""
 
-import ast
 import importlib
 import inspect
 import pkgutil
 import re
-import textwrap
 from dataclasses import dataclass
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
-from nnunet_ssl.training.options import HOST_SETTINGS, allowed_options
+from nnunet_ssl.training.options import HOST_SETTINGS, allowed_options, host_defaults
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 
@@ -78,17 +76,5 @@ def types_of_options(trainer: type[SemiSupervisedTrainer]) -> dict[str, type]:
 
 def options_of_all(trainer: type[SemiSupervisedTrainer]) -> dict[str, object]:
     """Return the options that every trainer has, nnU-Net's settings last, with this one's defaults."""
-    defaults = host_defaults()
+    defaults = host_defaults(nnUNetTrainer)
     return {name: getattr(trainer, name, defaults.get(name, "nnU-Net's")) for name in (*COMMON_OPTIONS, *HOST_SETTINGS)}
-
-
-def host_defaults() -> dict[str, object]:
-    """Return the settings that nnU-Net's constructor assigns, which only its source tells without data and plans."""
-    source = ast.parse(textwrap.dedent(inspect.getsource(nnUNetTrainer.__init__)))
-    assignments = [node for node in ast.walk(source) if isinstance(node, ast.Assign)]
-    return {
-        target.attr: node.value.value
-        for node in assignments
-        for target in node.targets
-        if isinstance(target, ast.Attribute) and target.attr in HOST_SETTINGS and isinstance(node.value, ast.Constant)
-    }

@@ -1,8 +1,10 @@
 """Options of a run: `nnUNet_ssl_options="consistency_weight=5 num_epochs=300 seed=1"`."""
 
+import ast
 import inspect
 import math
 import shlex
+import textwrap
 from collections.abc import Callable, Mapping
 
 Option = bool | int | float | str
@@ -51,6 +53,18 @@ def allowed_options(trainer: type, host: type) -> dict[str, type]:
                 is_number = type(value) is int and name.endswith(NUMBERS)
                 allowed[name] = float if is_number else type(value)
     return allowed
+
+
+def host_defaults(host: type) -> dict[str, object]:
+    """Return the settings that nnU-Net's constructor assigns, which only its source tells without data and plans."""
+    source = ast.parse(textwrap.dedent(inspect.getsource(host.__init__)))
+    assignments = [node for node in ast.walk(source) if isinstance(node, ast.Assign)]
+    return {
+        target.attr: node.value.value
+        for node in assignments
+        for target in node.targets
+        if isinstance(target, ast.Attribute) and target.attr in HOST_SETTINGS and isinstance(node.value, ast.Constant)
+    }
 
 
 def parse_options(text: str, allowed: Mapping[str, type]) -> dict[str, Option]:

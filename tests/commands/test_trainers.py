@@ -2,9 +2,11 @@ import inspect
 import re
 
 import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.commands.cli import main
-from nnunet_ssl.training.catalog import all_trainers, host_defaults
+from nnunet_ssl.training.catalog import all_trainers
+from nnunet_ssl.training.options import host_defaults
 
 NAMES = [trainer.__name__ for trainer in all_trainers()]
 
@@ -43,7 +45,7 @@ def test_options_of_fixmatch_by_hand(capsys):
 
 
 def test_defaults_of_nnunet_are_read_from_its_constructor():
-    assert host_defaults() == {
+    assert host_defaults(nnUNetTrainer) == {
         "num_epochs": 1000,
         "num_iterations_per_epoch": 250,
         "num_val_iterations_per_epoch": 50,
