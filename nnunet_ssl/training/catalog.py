@@ -2,12 +2,16 @@
 
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
+from nnunet_ssl.discovery.startup import SHIM_FOLDER
 from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
 from nnunet_ssl.training.options import HOST_SETTINGS, allowed_options, host_defaults
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
@@ -49,6 +53,37 @@ def all_trainers() -> list[type[SemiSupervisedTrainer]]:
     package = importlib.import_module(PACKAGE)
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     return [getattr(importlib.import_module(f"{PACKAGE}.{name}"), name) for name in names]
+
+
+def names_in_folders() -> dict[str, str]:
+    """Return the names of trainer classes in the folders that `nnUNet_extTrainer` names, and the folder of each.
+
+    They are read from the text of the files; this package's own folder is left out.
+    """
+    found: dict[str, str] = {}
+    for folder in filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)):
+        for file in sorted(Path(folder).rglob("*.py")) if folder != SHIM_FOLDER else ():
+            text = file.read_text(encoding="utf-8", errors="replace")
+            for name in re.findall(r"^class (nnUNetTrainer\w+)", text, re.MULTILINE):
+                found.setdefault(name, folder)
+    return found
+
+
+def trainer_in_folder(name: str, folder: str) -> type[SemiSupervisedTrainer]:
+    """Import a trainer from a folder as nnU-Net does, which imports all of the folder's files before it too.
+
+    Raises:
+        ValueError: one of them cannot be imported, nnU-Net does not find the class, or it is not semi-supervised.
+    """
+    try:
+        found = recursive_find_python_class(folder, name, None, folder, cleanup_imports_from_base_folder=True)
+    except Exception as error:  # a file may raise anything
+        raise ValueError(f"{name} of {folder} cannot be imported: {type(error).__name__}: {error}") from error
+    if found is None:
+        raise ValueError(f"nnU-Net does not find {name} in {folder}: a folder inside of it needs an __init__.py")
+    if not (isinstance(found, type) and issubclass(found, SemiSupervisedTrainer)):
+        raise ValueError(f"{name} of {folder} does not derive from SemiSupervisedTrainer")
+    return found
 
 
 def describe(trainer: type[SemiSupervisedTrainer]) -> Entry:
