@@ -25,6 +25,7 @@ from nnunet_ssl.training.options import NUMBERS, allowed_options, check_ranges, 
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 from tests.conftest import make_trainer
+from tests.warm_processes import start_command
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -128,11 +129,14 @@ def test_no_document_speaks_of_names_of_earlier_versions():
 
 def first_column(title: str) -> list[str]:
     """Return what stands in backquotes in the first column of the table below a heading of the third level."""
-    text = (
-        section(ARCHITECTURE, "What a method may write and call").partition(f"### {title}\n")[2].partition("\n### ")[0]
-    )
+    text = section(ARCHITECTURE, "What a method may write and call").partition(f"### {title}\n")[2]
+    return first_column_of(text.partition("\n### ")[0])
+
+
+def first_column_of(text: str) -> list[str]:
+    """Return what stands in backquotes in the first column of a table."""
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    assert rows, f"there is no table {title}"
+    assert rows, "there is no table"
     return re.findall(r"`([^`]+)`", "".join(row.split("|")[1] for row in rows))
 
 
@@ -195,6 +199,10 @@ def test_own_method_trains_and_its_checkpoint_holds_what_is_said(tiny_dataset, o
     losses = {name: values[-1] for name, values in trainer.observer.curves.values.items() if name.startswith("loss/")}
     assert losses.keys() == {f"loss/{name}" for name in LOSSES_OF_EXAMPLES[own_method.__name__]}
     assert all(math.isfinite(value) for value in losses.values())
+    explained = first_column_of(section(ARCHITECTURE, "What the curves count"))
+    kinds = {name.partition("/")[0] for name in explained}
+    assert {name.partition("/")[0] for name in trainer.observer.curves.values} <= {*kinds, "usual_confidence"}
+    assert {"confident", "agreement", "utilization", "labeled", "pseudo_label", "step_seconds"} <= kinds
     checkpoint = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
     rows = [row for row in section(ARCHITECTURE, "What a checkpoint holds").splitlines() if row.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in rows))) == checkpoint["nnunet_ssl"].keys()
@@ -210,6 +218,22 @@ def test_part_state_and_curve_of_an_own_method_are_kept(tiny_dataset, own_method
     assert 0.4 < float(ours["state"]["usual"]["value"]) < 1
     assert float(ours["state"]["usual"]["value"]) != 0.5, "it moves after a step"
     assert ours["curves"]["usual_confidence"] == [pytest.approx(0.5, abs=0.01)]
+
+
+def test_contract_suite_takes_the_trainers_of_a_folder(tmp_path):
+    """By the command of the page, which here only lists the tests."""
+    for name, source in EXAMPLE.findall(ARCHITECTURE):
+        (tmp_path / f"{name}.py").write_text(source)
+    ((folder, command),) = re.findall(r"^nnUNet_extTrainer=(\S+) python -m (pytest .*)$", ARCHITECTURE, re.MULTILINE)
+    environment = os.environ | {"nnUNet_extTrainer": folder.replace("/path/to/folder", str(tmp_path))}
+    log = tmp_path / "log"
+    process = start_command([*command.split(), "--collect-only", "-q"], log, ROOT, environment)
+    process.join(timeout=120)
+    listed = log.read_text()
+    assert process.exitcode == 0, listed
+    for test in ("test_steps_in_every_setting", "test_resumed_run_equals_undisturbed_run", "test_gradients_reach_all"):
+        assert re.search(rf"::{test}.*nnUNetTrainerSurerHead", listed), test
+    assert "DroppedFeatures" not in listed
 
 
 @pytest.mark.parametrize("dim", [2, 3])
