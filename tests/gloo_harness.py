@@ -1,6 +1,7 @@
 """Two processes under gloo on the CPU train every trainer given; what each ends with is compared by the test."""
 
 import dataclasses
+import functools
 import gc
 import hashlib
 import json
@@ -21,6 +22,7 @@ from torch import distributed as dist
 
 from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.catalog import names_in_folders, trainer_in_folder
 from nnunet_ssl.training.distributed import gather_tensor, sum_array
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from tests.conftest import Case, TinyDataset, draw_no_progress, make_trainer, started, state_of, tensors_of
@@ -28,6 +30,7 @@ from tests.outside_trainer import nnUNetTrainerOutside
 from tests.warm_processes import WARM
 
 OUTSIDE = "nnUNetTrainerOutside"
+IN_FOLDERS = names_in_folders()  # of nnUNet_extTrainer, beside the package's: their authors run these tests over them
 
 CASE = Case(num_classes=4, stages=6)  # more heads than any method takes
 CASE_OF_2D = dataclasses.replace(CASE, dim=2)  # whose plans ask for a Dice over all processes
@@ -59,9 +62,12 @@ def settings_of_one_step(name: str) -> dict[str, float]:
     return weights | DRAWN.get(name, {})
 
 
+@functools.cache  # nnU-Net's search makes another class each time
 def trainer_called(name: str) -> type:
-    """Return a trainer of the package, or the one that is written outside of it."""
-    return nnUNetTrainerOutside if name == OUTSIDE else find_trainer(name)
+    """Return a trainer of the package, the one that is written outside of it, or one of a folder of its author's."""
+    if name == OUTSIDE:
+        return nnUNetTrainerOutside
+    return trainer_in_folder(name, IN_FOLDERS[name]) if name in IN_FOLDERS else find_trainer(name)
 
 
 def run(root: Path, root_of_2d: Path, report: Path, names: list[str], seconds: float = 600.0) -> None:

@@ -1,4 +1,7 @@
-"""What every trainer of this package promises (design: the promises of the base), over every class in trainers/."""
+"""What every trainer of this package promises (design: the promises of the base), over every class in trainers/.
+
+Trainers in the folders that nnUNet_extTrainer names are tested too.
+"""
 
 import dataclasses
 import json
@@ -24,6 +27,7 @@ from tests.conftest import assert_equal_weights, is_at_hand, make_trainer, param
 from tests.gloo_harness import (
     CASE,
     CASE_OF_2D,
+    IN_FOLDERS,
     OUTSIDE,
     SUPERVISED_LOSSES,
     settings_of_one_step,
@@ -35,7 +39,7 @@ from tests.warm_processes import WARM
 
 TRAINERS = sorted(module.name for module in pkgutil.iter_modules(nnunet_ssl.trainers.__path__))
 
-ALL = [*TRAINERS, OUTSIDE]
+ALL = [*TRAINERS, OUTSIDE, *IN_FOLDERS]
 
 # Each pair of values of two properties stands in some row, and any four rows that follow each other, the first after
 # the last, have both dimensions, both architectures, regions, an ignore label, an anisotropic patch and a batch of 1.

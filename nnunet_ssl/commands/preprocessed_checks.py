@@ -1,5 +1,6 @@
 """What the doctor looks at in the plans and the preprocessed cases of a data set."""
 
+import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,9 @@ def look_at_plans(folder: Path, plans: str, configuration: str | None) -> Genera
         others = [] if file.exists() else other_plans(file)
         instead = f"   # or choose with -p: {', '.join(others)}" if others else ""
         yield Finding("plans", problem, again + instead, is_problem=True)
+        if os.environ.get("nnUNet_n_proc_DA", "").strip() == "0":
+            state = "0, with which nnU-Net's planning ends in an error; a training takes it"
+            yield Finding("nnUNet_n_proc_DA", state, "unset nnUNet_n_proc_DA   # while planning")
         return None
     try:
         dataset_json = read_dataset_json(folder / "dataset.json")

@@ -77,11 +77,16 @@ def section_of(
     cases = sorted({prediction.case for predictions in collected.rows.values() for prediction in predictions})
     patients, unknown = patients_of(cases, patient_pattern(raw / "dataset.json", preprocessed / "dataset.json"))
     comparison = Comparison(name, collected.rows, patients)
+    differences = differences_table(comparison)
     figures = {"box plots": lambda: box_plots(comparison)} | ({"curves": lambda: curves(runs)} if runs else {})
     pictures, failed = drawn(figures | previews(comparison, collected.files, references, raw, structures))
     return Section(
         comparison,
-        [*metrics_tables(comparison), differences_table(comparison), *([runs_table(runs)] if runs else [])],
+        [
+            *metrics_tables(comparison),
+            *([differences] if differences.rows else []),
+            *([runs_table(runs)] if runs else []),
+        ],
         pictures,
         [
             *warnings,

@@ -1,7 +1,14 @@
-"""List the trainers: what each does, the paper, what a step costs, and its options; or all about one of them."""
+"""List the trainers: what each does, the paper, what a step costs, and its options; or all about one of them.
+
+Trainers in the folders that nnUNet_extTrainer names are listed after the package's.
+"""
 
 import argparse
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,16 +27,32 @@ def run(options: argparse.Namespace) -> int:
 
 
 def print_all() -> None:
-    """Print an entry for each trainer."""
-    from nnunet_ssl.training.catalog import COMMON_OPTIONS, all_trainers, describe
+    """Print an entry for each trainer of the package, then for each in the folders of nnUNet_extTrainer."""
+    from nnunet_ssl.training.catalog import COMMON_OPTIONS, all_trainers, names_in_folders, trainer_in_folder
     from nnunet_ssl.training.options import HOST_SETTINGS
 
     for trainer in all_trainers():
-        entry = describe(trainer)
-        print(f"{trainer.__name__}\n  {entry.sentence}")
-        print(f"  paper:   {entry.paper}\n  kind:    {entry.kind}\n  cost:    {entry.cost:.2f} of nnU-Net's step")
-        print(f"  options: {' '.join(f'{name}={in_words(value)}' for name, value in entry.options.items())}")
+        print_entry(trainer)
+    if own := names_in_folders():
+        print("in the folders of nnUNet_extTrainer:")
+    for name, folder in own.items():
+        try:
+            print_entry(trainer_in_folder(name, folder))
+        except ValueError as problem:
+            print(f"left out: {problem}")
     print(f"options of all:\n  {' '.join(COMMON_OPTIONS)}\n  {' '.join(HOST_SETTINGS)}")
+
+
+def print_entry(trainer: "type[SemiSupervisedTrainer]") -> None:
+    """Print a trainer's name, sentence, paper if it names one, kind, cost and options."""
+    from nnunet_ssl.training.catalog import describe
+
+    entry = describe(trainer)
+    print(f"{trainer.__name__}\n  {entry.sentence}")
+    if entry.paper:
+        print(f"  paper:   {entry.paper}")
+    print(f"  kind:    {entry.kind}\n  cost:    {entry.cost:.2f} of nnU-Net's step")
+    print(f"  options: {' '.join(f'{name}={in_words(value)}' for name, value in entry.options.items())}")
 
 
 def print_one(name: str) -> None:
@@ -40,13 +63,20 @@ def print_one(name: str) -> None:
     """
     import inspect
 
-    from nnunet_ssl.training.catalog import all_trainers, describe, options_of_all, types_of_options
+    from nnunet_ssl.training.catalog import (
+        all_trainers,
+        describe,
+        names_in_folders,
+        options_of_all,
+        trainer_in_folder,
+        types_of_options,
+    )
 
-    catalog = {trainer.__name__: trainer for trainer in all_trainers()}
-    if name not in catalog:
-        raise ValueError(f"there is no trainer {name!r}, {nearest(name, catalog)}")
-    trainer, entry = catalog[name], describe(catalog[name])
-    types = types_of_options(trainer)
+    catalog, own = {trainer.__name__: trainer for trainer in all_trainers()}, names_in_folders()
+    if name not in {*catalog, *own}:
+        raise ValueError(f"there is no trainer {name!r}, {nearest(name, [*catalog, *own])}")
+    trainer = trainer_in_folder(name, own[name]) if name in own else catalog[name]
+    entry, types = describe(trainer), types_of_options(trainer)
     print(f"{name}\n\n{inspect.getdoc(trainer)}\n")
     print(f"kind: {entry.kind}\ncost: {entry.cost:.2f} of nnU-Net's step\n")
     print_options("options of this method:", entry.options, types)

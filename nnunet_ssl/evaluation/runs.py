@@ -14,6 +14,7 @@ from nnunet_ssl.training.checkpoints import load_checkpoint_file
 BASELINE = re.compile(r"nnUNetTrainer(_\d+epochs?)?")  # nnU-Net's own, and its lengths
 FOLD = re.compile(r"fold_(0|[1-9]\d*|all)")
 FINAL = "checkpoint_final.pth"
+COLLAPSE = re.compile(r"WARNING: (class .* has (?:vanished|flooded) in the pseudo-labels.*?)\. What is learned")
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
             found.append(f"{run.name}: validation cases were unlabeled cases: {some(both)}")
         if run.validates_itself:
             found.append(f"{run.name}: {NO_ESTIMATE}")
+        found += [f"{run.name}, by its log: {collapse}" for collapse in collapses_in_log(run.folder)]
         if run.unlabeled is None:
             found.append(f"{run.name}: splits_final.json names other unlabeled cases now than it was trained with")
     if not any(BASELINE.fullmatch(run.trainer) for run in runs):
@@ -187,6 +189,15 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
     if len(lengths) > 1:
         found.append(f"the trainings have different numbers of epochs: {', '.join(map(str, sorted(lengths)))}")
     return found
+
+
+def collapses_in_log(folder: Path) -> list[str]:
+    """Return the last warning of each class that vanishes from a training's pseudo-labels or floods them."""
+    found: dict[str, str] = {}
+    for log in sorted(folder.glob("training_log_*.txt")):  # one for each start
+        text = log.read_text(encoding="utf-8", errors="replace")
+        found |= {warning.partition(":")[0]: warning for warning in COLLAPSE.findall(text)}
+    return list(found.values())
 
 
 def predictions_of(run: Run) -> dict[str, Path]:

@@ -18,6 +18,7 @@ RENAMED_TO_DEFINE = {
     "other_networks": "build_other_networks and build_teachers",
     "trained_networks": "build_other_networks",
 }
+LOSSES_OF_UNLABELED = ("training_losses", "pretraining_losses")
 RENAMED = RENAMED_TO_DEFINE | {
     "student": "forward_pass(image).logits",
     "student_outputs": "forward_pass(image).outputs",
@@ -64,6 +65,20 @@ def refuse_missing_losses(trainer: type, api: type, pretrain_fraction: float) ->
             raise NotImplementedError(f"{trainer.__name__} {what}: write {name}")
 
 
+def refuse_slips(trainer: object, base: type, api: type, views: Sequence[str]) -> None:
+    """Raise an AttributeError if a method uses an attribute, a view, a part or a state that there is not.
+
+    Args:
+        trainer: of a class that derives from `base`, initialised.
+        base: the class that all trainers derive from.
+        api: the class whose functions a method calls.
+        views: all that an unlabeled batch may have.
+    """
+    refuse_missing_attributes(trainer, base, api)
+    refuse_missing_views(trainer, base, views)
+    refuse_missing_entries(trainer, base, api)
+
+
 def refuse_missing_attributes(trainer: object, base: type, api: type) -> None:
     """Raise an AttributeError if a method uses an attribute of itself that there is not.
 
@@ -76,8 +91,7 @@ def refuse_missing_attributes(trainer: object, base: type, api: type) -> None:
         api: the class whose functions a method calls.
     """
     cls = type(trainer)
-    own = [one for one in cls.__mro__ if one not in base.__mro__]
-    pending = [function for one in own for member in vars(one).values() for function in _functions_of(member)]
+    pending = _own_functions(cls, base)
     known = {*vars(trainer), *_assigned_by(base), *(name for one in pending for name in _assigned_in(one))}
     while pending:
         function = pending.pop()
@@ -91,6 +105,67 @@ def refuse_missing_attributes(trainer: object, base: type, api: type) -> None:
                 )
             if inspect.getattr_static(cls, name) is vars(api).get(name):
                 pending += _functions_of(vars(api)[name])
+
+
+def refuse_missing_views(trainer: object, base: type, views: Sequence[str]) -> None:
+    """Raise an AttributeError if a method reads a view of an unlabeled batch that its VIEWS does not ask for.
+
+    What is compared with None somewhere in the same function may be missing.
+
+    Args:
+        trainer: of a class that derives from `base`, initialised.
+        base: the class that all trainers derive from.
+        views: all that there may be.
+    """
+    for function in _own_functions(type(trainer), base):
+        arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+        batch = arguments[2] if function.__name__ in LOSSES_OF_UNLABELED and len(arguments) > 2 else "unlabeled"
+        nodes = list(_nodes_of(function, (batch,))) if batch in arguments else []
+        if any(isinstance(node, ast.Name) and node.id == batch and isinstance(node.ctx, ast.Store) for node in nodes):
+            continue  # it is another batch by then
+        compared = {_attribute_of(node.left, batch) for node in nodes if isinstance(node, ast.Compare)}
+        for view in sorted({_attribute_of(node, batch) for node in nodes} - compared - {*trainer.VIEWS, None}):
+            if view in views:
+                written = ", ".join(f'"{name}"' for name in views if name in (*trainer.VIEWS, view))
+                raise AttributeError(
+                    f"{function.__qualname__} reads {batch}.{view}, which VIEWS of {type(trainer).__name__} does not "
+                    f"ask for: write VIEWS = ({written})"
+                )
+
+
+def refuse_missing_entries(trainer: object, base: type, api: type) -> None:
+    """Raise an AttributeError if a method uses self.parts["x"] or self.state["x"] and no x is made.
+
+    What `build_parts` or `build_state` names in a string, or some function sets, may be made with other options.
+
+    Args:
+        trainer: of a class that derives from `base`, initialised.
+        base: the class that all trainers derive from.
+        api: the class whose functions a method calls.
+    """
+    cls = type(trainer)
+    functions = _own_functions(cls, base)
+    for store in ("parts", "state"):
+        made, build = getattr(trainer, store), f"build_{store}"
+        if not made and getattr(cls, build) is not getattr(api, build):
+            continue  # the options of this run leave all of it out
+        known = {*made, *(name for one in functions for name in _entries_of_self(one, store, ast.Store))}
+        builders = [one for owner in cls.__mro__ for one in _functions_of(vars(owner).get(build))]
+        known |= {constant for one in builders for constant in _constants_of(one.__code__)}
+        for function in functions:
+            for name in _entries_of_self(function, store, ast.Load):
+                if name not in known:
+                    there_is = f"it makes {', '.join(made)}" if made else f"write {build}"
+                    raise AttributeError(
+                        f'{function.__qualname__} uses self.{store}["{name}"], which {build} of {cls.__name__} does '
+                        f"not make: {there_is}"
+                    )
+
+
+def _own_functions(cls: type, base: type) -> list[FunctionType]:
+    """Return the functions of a class and of those that it derives from, without those of the base."""
+    own = [one for one in cls.__mro__ if one not in base.__mro__]
+    return [function for one in own for member in vars(one).values() for function in _functions_of(member)]
 
 
 def _functions_of(member: object) -> list[FunctionType]:
@@ -117,17 +192,43 @@ def _assigned_in(function: FunctionType) -> set[str]:
 
 def _attributes_of_self(function: FunctionType, context: type[ast.expr_context]) -> Iterator[str]:
     """Yield the names that a function reads (ast.Load) or sets (ast.Store) of its first argument."""
+    first = function.__code__.co_varnames[:1]
+    for node in _nodes_of(function, first):
+        name = _attribute_of(node, *first)
+        if name is not None and isinstance(node.ctx, context):
+            yield name
+
+
+def _entries_of_self(function: FunctionType, store: str, context: type[ast.expr_context]) -> Iterator[str]:
+    """Yield each "x" for which a function reads or sets self.store["x"], but not where it asks if there is one."""
+    first, constants = function.__code__.co_varnames[:1], {*_constants_of(function.__code__)}
+    nodes = list(_nodes_of(function, first))
+    asked = {ast.dump(node.left) for node in nodes if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In)}
+    for node in nodes:
+        if not (isinstance(node, ast.Subscript) and isinstance(node.ctx, context)):
+            continue
+        is_named = _attribute_of(node.value, *first) == store and isinstance(node.slice, ast.Constant)
+        if is_named and node.slice.value in constants and ast.dump(node.slice) not in asked:
+            yield node.slice.value
+
+
+def _attribute_of(node: ast.AST, name: str = "") -> str | None:
+    """Return x of name.x; None for any other node."""
+    is_attribute = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    return node.attr if is_attribute and node.value.id == name else None
+
+
+def _nodes_of(function: FunctionType, names: tuple[str, ...]) -> Iterator[ast.AST]:
+    """Yield the nodes of a function's source where names mean its arguments, without attributes of other code."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):  # written at a prompt: there is no source to read
         return
     compiled = {name for code in _codes_of(function.__code__) for name in code.co_names}  # the file may be edited since
-    first = function.__code__.co_varnames[:1]
     kinds = ast.FunctionDef if function.__name__ == "<lambda>" else ast.FunctionDef | ast.Lambda
-    for node in _without_inner_scopes(tree, first, kinds):
-        is_attribute = isinstance(node, ast.Attribute) and isinstance(node.ctx, context)
-        if is_attribute and isinstance(node.value, ast.Name) and node.value.id in first and node.attr in compiled:
-            yield node.attr
+    for node in _without_inner_scopes(tree, names, kinds):
+        if not isinstance(node, ast.Attribute) or node.attr in compiled:
+            yield node
 
 
 def _without_inner_scopes(tree: ast.AST, first: tuple[str, ...], kinds: type | UnionType) -> Iterator[ast.AST]:

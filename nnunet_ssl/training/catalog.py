@@ -1,17 +1,19 @@
 """What trainers there are, read from the classes themselves."""
 
-import ast
 import importlib
 import inspect
+import os
 import pkgutil
 import re
-import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
+from nnunet_ssl.discovery.startup import SHIM_FOLDER
 from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
-from nnunet_ssl.training.options import HOST_SETTINGS, allowed_options
+from nnunet_ssl.training.options import HOST_SETTINGS, allowed_options, host_defaults
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 
@@ -53,6 +55,37 @@ def all_trainers() -> list[type[SemiSupervisedTrainer]]:
     return [getattr(importlib.import_module(f"{PACKAGE}.{name}"), name) for name in names]
 
 
+def names_in_folders() -> dict[str, str]:
+    """Return the names of trainer classes in the folders that `nnUNet_extTrainer` names, and the folder of each.
+
+    They are read from the text of the files; this package's own folder is left out.
+    """
+    found: dict[str, str] = {}
+    for folder in filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)):
+        for file in sorted(Path(folder).rglob("*.py")) if folder != SHIM_FOLDER else ():
+            text = file.read_text(encoding="utf-8", errors="replace")
+            for name in re.findall(r"^class (nnUNetTrainer\w+)", text, re.MULTILINE):
+                found.setdefault(name, folder)
+    return found
+
+
+def trainer_in_folder(name: str, folder: str) -> type[SemiSupervisedTrainer]:
+    """Import a trainer from a folder as nnU-Net does, which imports all of the folder's files before it too.
+
+    Raises:
+        ValueError: one of them cannot be imported, nnU-Net does not find the class, or it is not semi-supervised.
+    """
+    try:
+        found = recursive_find_python_class(folder, name, None, folder, cleanup_imports_from_base_folder=True)
+    except Exception as error:  # a file may raise anything
+        raise ValueError(f"{name} of {folder} cannot be imported: {type(error).__name__}: {error}") from error
+    if found is None:
+        raise ValueError(f"nnU-Net does not find {name} in {folder}: a folder inside of it needs an __init__.py")
+    if not (isinstance(found, type) and issubclass(found, SemiSupervisedTrainer)):
+        raise ValueError(f"{name} of {folder} does not derive from SemiSupervisedTrainer")
+    return found
+
+
 def describe(trainer: type[SemiSupervisedTrainer]) -> Entry:
     """Return a trainer's entry; its docstring begins with one sentence and names the paper by its address."""
     text = inspect.getdoc(trainer) or ""
@@ -78,17 +111,5 @@ def types_of_options(trainer: type[SemiSupervisedTrainer]) -> dict[str, type]:
 
 def options_of_all(trainer: type[SemiSupervisedTrainer]) -> dict[str, object]:
     """Return the options that every trainer has, nnU-Net's settings last, with this one's defaults."""
-    defaults = host_defaults()
+    defaults = host_defaults(nnUNetTrainer)
     return {name: getattr(trainer, name, defaults.get(name, "nnU-Net's")) for name in (*COMMON_OPTIONS, *HOST_SETTINGS)}
-
-
-def host_defaults() -> dict[str, object]:
-    """Return the settings that nnU-Net's constructor assigns, which only its source tells without data and plans."""
-    source = ast.parse(textwrap.dedent(inspect.getsource(nnUNetTrainer.__init__)))
-    assignments = [node for node in ast.walk(source) if isinstance(node, ast.Assign)]
-    return {
-        target.attr: node.value.value
-        for node in assignments
-        for target in node.targets
-        if isinstance(target, ast.Attribute) and target.attr in HOST_SETTINGS and isinstance(node.value, ast.Constant)
-    }

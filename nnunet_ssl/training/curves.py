@@ -26,6 +26,7 @@ PANELS = (
     ("Learning rate", "learning rate", ("learning_rate",)),
     ("Time of a step", "s (median of the epoch)", SECONDS),
 )
+OWN = ("Recorded by the method", "value (mean of the epoch)")  # all other curves
 LOGARITHMIC = ("Foreground by class",)
 SMALLEST_SHARE = 1e-4  # below it the axis is linear
 
@@ -53,25 +54,30 @@ class Curves:
                 writer.writerow([epoch, *(f"{value:.6g}" for value in row)])
 
     def plot(self, file: Path, title: str) -> None:
-        """Draw a panel for each kind of curve that there is."""
+        """Draw a panel for each kind of curve that there is, and one for what a method recorded beside these."""
         with matplotlib.style.context("default"):  # nnU-Net's own plot sets huge fonts for the whole process
             self._plot(file, title)
 
     def _plot(self, file: Path, title: str) -> None:
-        panels = [(*panel, names) for panel in PANELS if (names := self._names(panel[2]))]
+        panels = self._panels()
         columns = min(3, max(1, len(panels)))
         rows = math.ceil(len(panels) / columns) or 1
         figure = Figure(figsize=(6.5 * columns, 4.2 * rows), layout="constrained")
         figure.suptitle(title)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis, (name, unit, _, curves) in zip(axes, panels, strict=False):
+        for axis, (name, unit, curves) in zip(axes, panels, strict=False):
             self._draw(axis, name, unit, curves)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         figure.savefig(file, dpi=100)
 
-    def _names(self, beginnings: tuple[str, ...]) -> list[str]:
-        return sorted(name for name in self.values if name.startswith(beginnings))
+    def _panels(self) -> list[tuple[str, str, list[str]]]:
+        """Return title, unit and curves of each panel that has some; each curve is in one of them."""
+        panels, left = [], sorted(self.values)
+        for title, unit, beginnings in PANELS:
+            panels.append((title, unit, [name for name in left if name.startswith(beginnings)]))
+            left = [name for name in left if not name.startswith(beginnings)]
+        return [panel for panel in (*panels, (*OWN, left)) if panel[2]]
 
     def _draw(self, axis: "matplotlib.axes.Axes", title: str, unit: str, names: list[str]) -> None:
         classes = sorted({name.partition("/")[2] for name in names})
@@ -82,6 +88,7 @@ class Curves:
             color = f"C{classes.index(label)}" if title in LOGARITHMIC else None
             style = "--" if kind == "labeled" else "-"
             text = f"{label} ({kind.replace('_', '-')})" if title in LOGARITHMIC else label or name
+            text = name if title == OWN[0] else text
             axis.plot(known, curve[known], style, label=text, color=color, marker="." if len(known) < 20 else None)
         axis.set(title=title, xlabel="epoch", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)

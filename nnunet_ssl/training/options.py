@@ -1,8 +1,10 @@
 """Options of a run: `nnUNet_ssl_options="consistency_weight=5 num_epochs=300 seed=1"`."""
 
+import ast
 import inspect
 import math
 import shlex
+import textwrap
 from collections.abc import Callable, Mapping
 
 Option = bool | int | float | str
@@ -53,6 +55,18 @@ def allowed_options(trainer: type, host: type) -> dict[str, type]:
     return allowed
 
 
+def host_defaults(host: type) -> dict[str, object]:
+    """Return the settings that nnU-Net's constructor assigns, which only its source tells without data and plans."""
+    source = ast.parse(textwrap.dedent(inspect.getsource(host.__init__)))
+    assignments = [node for node in ast.walk(source) if isinstance(node, ast.Assign)]
+    return {
+        target.attr: node.value.value
+        for node in assignments
+        for target in node.targets
+        if isinstance(target, ast.Attribute) and target.attr in HOST_SETTINGS and isinstance(node.value, ast.Constant)
+    }
+
+
 def parse_options(text: str, allowed: Mapping[str, type]) -> dict[str, Option]:
     """Read "name=value name=value".
 
@@ -96,24 +110,22 @@ def merge_options(
 
     Args:
         stored: the options of the checkpoint.
-        given: the options of this call; None when the variable is not set.
-        defaults: the values without options.
+        given: the options of this call, of which only those that differ from the run's matter; None is none.
+        defaults: the values without options; None where there is none.
 
     Raises:
-        ValueError: an option differs from what the run was started with.
+        ValueError: an option that is given differs from what the run was started with.
     """
-    if given is None:
-        return dict(stored)
-    for name in sorted({*stored, *given}):
-        before, now = stored.get(name, defaults.get(name)), given.get(name, defaults.get(name))
-        if before != now and not (name == "num_epochs" and name in given and now > before):
-            says = f"says {name}={now}" if name in given else f"is without it, which means {now}"
+    for name, now in sorted((given or {}).items()):
+        before = stored.get(name, defaults.get(name))
+        if before != now and not (name == "num_epochs" and now > before):
+            with_what = f"without {name}" if before is None else f"with {name}={before}"
             raise ValueError(
-                f"this run was started with {name}={before}, now {ENVIRONMENT_VARIABLE} {says}; a run goes "
-                f"on with its own options (only num_epochs may grow): unset {ENVIRONMENT_VARIABLE}, set {name} back, "
-                "or train without --c"
+                f"this run was started {with_what}, now {ENVIRONMENT_VARIABLE} says {name}={now}; a run goes on with "
+                f"its own options (only num_epochs may grow): leave {name} out of {ENVIRONMENT_VARIABLE}, or train "
+                "without --c"
             )
-    return dict(given)
+    return {**stored, **(given or {})}
 
 
 def _words(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from nnunet_ssl.training.options import (
     ENVIRONMENT_VARIABLE,
     Option,
     allowed_options,
+    host_defaults,
     merge_options,
     parse_options,
 )
@@ -39,9 +40,10 @@ def given_options(trainer: type) -> dict[str, Option] | None:
 
 
 def options_to_go_on_with(trainer: type, stored: Mapping[str, Option], given: Mapping[str, Option] | None) -> dict:
-    """Return the options of a run that goes on: the stored ones; other ones are an error, see `merge_options`."""
-    defaults = {name: getattr(trainer, name, None) for name in allowed_options(trainer, nnUNetTrainer)}
-    return merge_options(stored, given, defaults)
+    """Return the options of a run that goes on: the stored ones; see `merge_options` for other ones."""
+    defaults = host_defaults(nnUNetTrainer)
+    names = allowed_options(trainer, nnUNetTrainer)
+    return merge_options(stored, given, {name: getattr(trainer, name, defaults.get(name)) for name in names})
 
 
 def pack(networks: Networks, state: Mapping[str, Stateful], rest: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import nn
 from nnunet_ssl.building_blocks.label_space import label_space_of
 from nnunet_ssl.building_blocks.second_network import other_architecture
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch, batches_on_device, close_loader
+from nnunet_ssl.data.views import VIEWS
 from nnunet_ssl.training import author_checks, distributed, reproducibility, run_state
 from nnunet_ssl.training.host_work import HostWork
 from nnunet_ssl.training.method import Method
@@ -67,7 +68,7 @@ class SemiSupervisedTrainer(Method, ResumableTrainer):
             reproducibility.seed_everything(reproducibility.derive_seed(self.seed, STREAMS["network"]))
         self._initialize_on_any_device()
         self._build_networks()
-        author_checks.refuse_missing_attributes(self, SemiSupervisedTrainer, Method)
+        author_checks.refuse_slips(self, SemiSupervisedTrainer, Method, VIEWS)
 
     def _initialize_on_any_device(self) -> None:
         """Let nnU-Net initialise as one process, then distribute; its own way knows CUDA devices of one node only."""

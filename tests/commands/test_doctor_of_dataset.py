@@ -309,6 +309,21 @@ def test_a_data_set_that_is_not_planned(dataset):
     assert remedy == f"{PLANNING}   # or choose with -p: nnUNetResEncUNetLPlans"
 
 
+@pytest.mark.parametrize("planned", [True, False])
+@pytest.mark.parametrize("processes", ["0", "1", None])
+def test_no_process_for_augmentation_is_warned_of_where_planning_is_still_to_do(
+    dataset, monkeypatch, planned, processes
+):
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("nnUNet_n_proc_DA", processes)
+    if not planned:
+        (dataset.folder / "nnUNetPlans.json").unlink()
+    found = [finding for finding in look() if finding.name == "nnUNet_n_proc_DA"]
+    assert [finding.is_problem for finding in found] == [False] * (processes == "0" and not planned)
+    assert all(finding.remedy.startswith("unset nnUNet_n_proc_DA") for finding in found)
+
+
 @pytest.mark.parametrize(
     ("changes", "state"),
     [

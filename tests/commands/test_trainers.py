@@ -1,10 +1,14 @@
 import inspect
+import os
 import re
 
 import pytest
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.commands.cli import main
-from nnunet_ssl.training.catalog import all_trainers, host_defaults
+from nnunet_ssl.discovery.startup import SHIM_FOLDER
+from nnunet_ssl.training.catalog import all_trainers
+from nnunet_ssl.training.options import host_defaults
 
 NAMES = [trainer.__name__ for trainer in all_trainers()]
 
@@ -43,7 +47,7 @@ def test_options_of_fixmatch_by_hand(capsys):
 
 
 def test_defaults_of_nnunet_are_read_from_its_constructor():
-    assert host_defaults() == {
+    assert host_defaults(nnUNetTrainer) == {
         "num_epochs": 1000,
         "num_iterations_per_epoch": 250,
         "num_val_iterations_per_epoch": 50,
@@ -52,6 +56,52 @@ def test_defaults_of_nnunet_are_read_from_its_constructor():
         "weight_decay": 3e-5,
         "oversample_foreground_percent": 0.33,
     }
+
+
+OWN = """
+from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
+
+class nnUNetTrainerMine(TeacherStudentTrainer):
+    \"\"\"Does what I like.
+
+    In more words.
+    \"\"\"
+
+    STEP_COST = 2
+    my_weight = 0.25
+"""
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    (tmp_path / "a_trainer.py").write_text(OWN)
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path), SHIM_FOLDER]))
+    return tmp_path
+
+
+def test_trainer_of_an_own_folder_is_printed_like_the_package_s(capsys, own_folder):
+    text = printed(capsys, "nnUNetTrainerMine")
+    assert text.startswith("nnUNetTrainerMine\n\nDoes what I like.\n\nIn more words.\n\nkind: a student and its moving")
+    own, common = options_of(text)
+    assert own["my_weight"].split() == ["float", "0.25"]
+    assert {"ema_decay", "predict_with"} <= set(own)
+    assert "seed" in common
+
+
+def test_trainers_of_own_folders_are_listed_under_a_heading_and_broken_ones_named(capsys, own_folder):
+    (own_folder / "plain.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n\n"
+        "class nnUNetTrainerPlain(nnUNetTrainer):\n    pass\n"
+    )
+    (own_folder / "z_broken.py").write_text("import nothing_like_that\n\n\nclass nnUNetTrainerBroken:\n    pass\n")
+    package, _, own = printed(capsys).partition("in the folders of nnUNet_extTrainer:\n")
+    assert re.findall(r"^nnUNetTrainer\w+", package, re.MULTILINE) == NAMES
+    assert own.startswith("nnUNetTrainerMine\n  Does what I like.\n  kind:    a student")
+    assert f"left out: nnUNetTrainerPlain of {own_folder} does not derive from SemiSupervisedTrainer\n" in own
+    assert f"left out: nnUNetTrainerBroken of {own_folder} cannot be imported: ModuleNotFoundError: No module" in own
+    assert main(["trainers", "nnUNetTrainerBroken"]) == 2
+    assert main(["trainers", "nnUNetTrainerMin"]) == 2
+    assert "the nearest: nnUNetTrainerMine" in capsys.readouterr().err
 
 
 def test_without_a_name_every_trainer_has_its_entry(capsys):

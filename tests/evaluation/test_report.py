@@ -12,12 +12,14 @@ import SimpleITK
 import torch
 from matplotlib.figure import Figure
 
+from nnunet_ssl.building_blocks.label_space import SoftmaxLabels
 from nnunet_ssl.commands.cli import main
 from nnunet_ssl.data.split_file import split_digest
 from nnunet_ssl.evaluation.previews import chosen_cases
 from nnunet_ssl.evaluation.report_tables import Table, latex
 from nnunet_ssl.evaluation.runs import find_runs
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+from nnunet_ssl.training.observer import Observer
 from tests.conftest import make_trainer
 
 DATASET = "Dataset777_Report"
@@ -174,7 +176,28 @@ def test_warnings(place, no_previews, capsys):
     assert [line[2] for line in table_of(page, "metrics")[1:]] == ["3"] * 4
     assert table_of(page, "differences")[1][1:4] == ["3", "3", "1"]
     shutil.rmtree(place / "results" / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres")
-    assert "there is no finished nnUNetTrainer" in report(place)
+    page = report(place)
+    assert "there is no finished nnUNetTrainer" in page
+    assert "Difference to" not in page, "there is nothing to compare with"
+
+
+def test_classes_that_collapsed_by_the_log_are_named(place, no_previews):
+    """In the words that the observer writes, through nnU-Net's own log."""
+    lines = []
+    observer = Observer(SoftmaxLabels(3), {1: "organ", 2: "lesion"}, lines.append)
+    for epoch in range(3):
+        observer.curves.log(epoch, {"labeled/1": 0.1, "pseudo_label/1": 0.1, "labeled/2": 0.1, "pseudo_label/2": 0.99})
+    observer._warn_of_collapse(labels_are_complete=True)
+    (line,) = lines
+    log = fold_of(place, OURS, 1) / "training_log_2026_1_1_00_00_00.txt"
+    log.write_text(f"2026-01-01 00:00:00.0: Epoch 3\n2026-01-01 00:00:00.0: {line}\n")
+    log.with_name("training_log_2026_1_2_00_00_00.txt").write_text(f"x: {line.replace('99.000%', '98.000%')}\n")
+    page = report(place)
+    assert page.count("lesion has flooded") == 1
+    said = (
+        "class lesion has flooded in the pseudo-labels: it is 98.000% of their voxels, and 10.000% of the labeled ones"
+    )
+    assert f'<p class="warning">{OURS}, fold 1, by its log: {said}</p>' in page
 
 
 def test_cases_that_two_folds_validate_on_stay_apart(place, no_previews):

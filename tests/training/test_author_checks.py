@@ -4,6 +4,7 @@ import functools
 import importlib
 
 import pytest
+from torch import nn
 
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from tests.conftest import make_trainer
@@ -69,6 +70,106 @@ def of_an_earlier_version(self, labeled, unlabeled):
 def test_attribute_that_there_is_not_is_named_before_the_first_step(tiny_dataset, members, message):
     with pytest.raises(AttributeError, match=message):
         initialized(tiny_dataset(dim=2), **members)
+
+
+def reads_strong(self, labeled, unlabeled):
+    yield {"supervised": self.supervised_loss(labeled) + self.forward_pass(unlabeled.strong).logits.mean()}
+
+
+def reads_strong_if_there_is_one(self, labeled, unlabeled):
+    image = unlabeled.weak if unlabeled.strong is None else unlabeled.strong
+    yield {"supervised": self.supervised_loss(labeled) + self.forward_pass(image).logits.mean()}
+
+
+def reads_strong_of_something_else(self, labeled, unlabeled):
+    unlabeled = self.stronger(unlabeled)
+    yield {"supervised": self.supervised_loss(labeled) + self.forward_pass(unlabeled.strong).logits.mean()}
+
+
+def helper_reads_second_strong(self, unlabeled):
+    return unlabeled.second_strong.mean()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            {"training_losses": reads_strong},
+            r'reads_strong reads unlabeled.strong, which VIEWS of Wrong .*: write VIEWS = \("weak", "strong"\)',
+        ),
+        ({"weight": helper_reads_second_strong}, r'second_strong, .* write VIEWS = \("weak", "second_strong"\)'),
+    ],
+)
+def test_view_that_is_not_asked_for_is_named_before_the_first_step(tiny_dataset, members, message):
+    with pytest.raises(AttributeError, match=message):
+        initialized(tiny_dataset(dim=2), VIEWS=("weak",), **members)
+    initialized(tiny_dataset(dim=2), VIEWS=("weak", "strong", "second_strong"), **members)
+
+
+def test_view_of_a_batch_by_another_name_is_named(tiny_dataset):
+    class Other(Sound):
+        VIEWS = ("weak",)
+
+        def training_losses(self, labeled, images):
+            yield {"supervised": self.supervised_loss(labeled) + images.strong.mean()}
+
+    with pytest.raises(AttributeError, match=r"Other.training_losses reads images.strong"):
+        make_trainer(tiny_dataset(dim=2), Other).initialize()
+
+
+@pytest.mark.parametrize("losses", [reads_strong_if_there_is_one, reads_strong_of_something_else])
+def test_view_that_may_be_missing_raises_no_false_alarm(tiny_dataset, losses):
+    stronger = {"stronger": lambda self, batch: batch}
+    initialized(tiny_dataset(dim=2), VIEWS=("weak",), training_losses=losses, **stronger)
+
+
+def head_of(self, image):
+    return self.parts["hed"](self.forward_pass(image).features)
+
+
+def remembered(self):
+    return self.state["memory"].means
+
+
+def asks_first(self):
+    return self.parts["hed"](0) if "hed" in self.parts else None
+
+
+def sets_first(self):
+    self.state["memory"] = nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            {"weight": head_of},
+            r'head_of uses self.parts\["hed"\], which build_parts of Wrong does not make: write build_p',
+        ),
+        (
+            {"weight": head_of, "build_parts": lambda self: {"head": nn.Conv2d(4, 1, 1)}},
+            r'self.parts\["hed"\], which build_parts of Wrong does not make: it makes head',
+        ),
+        ({"weight": remembered}, r'remembered uses self.state\["memory"\], which build_state of Wrong does not make'),
+    ],
+)
+def test_part_or_state_that_is_not_made_is_named_before_the_first_step(tiny_dataset, members, message):
+    with pytest.raises(AttributeError, match=message):
+        initialized(tiny_dataset(dim=2), **members)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"weight": head_of, "build_parts": lambda self: {"hed": nn.Conv2d(4, 1, 1)}},
+        {"weight": head_of, "build_parts": lambda self: {}},  # by an option, perhaps
+        {"weight": head_of, "build_parts": lambda self: {"hed" if self.was_resumed else "one": nn.Conv2d(4, 1, 1)}},
+        {"weight": asks_first},
+        {"weight": remembered, "on_epoch_start": sets_first},
+    ],
+)
+def test_parts_and_state_that_may_be_made_raise_no_false_alarm(tiny_dataset, members):
+    initialized(tiny_dataset(dim=2), **members)
 
 
 def test_ramp_needs_its_duration(tiny_dataset):

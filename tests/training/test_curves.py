@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 
 from nnunet_ssl.discovery.variants import find_trainer
-from nnunet_ssl.training.curves import Curves
+from nnunet_ssl.training.curves import OWN, Curves
 from nnunet_ssl.training.epoch_progress import EpochProgress
 from tests.conftest import make_trainer
 
@@ -47,6 +47,15 @@ def test_run_writes_all_curves_and_keeps_them_in_the_checkpoint(tiny_dataset, mo
     resumed = make_trainer(dataset, MEAN_TEACHER, resume=True)
     resumed.load_checkpoint(f"{folder}/checkpoint_final.pth")
     assert resumed.observer.curves.values["loss/supervised"] == trainer.observer.curves.values["loss/supervised"]
+
+
+def test_curves_of_a_method_have_a_panel_of_their_own_if_there_are_any():
+    curves = Curves()
+    curves.log(0, {"loss/supervised": 1.0, "labeled/1": 0.1, "step_seconds": 0.2})
+    assert [title for title, _, _ in curves._panels()] == ["Losses, weighted", "Foreground by class", "Time of a step"]
+    curves.log(1, {"usual_confidence": 0.5, "admitted/first": 3.0, "loss/supervised": 1.0})
+    assert curves._panels()[-1] == (*OWN, ["admitted/first", "usual_confidence"])
+    assert sorted(name for *_, names in curves._panels() for name in names) == sorted(curves.values)
 
 
 def test_fonts_that_nnunet_sets_do_not_reach_the_plot(tmp_path):

@@ -137,12 +137,19 @@ def test_only_a_larger_number_of_epochs_may_differ():
     assert merge_options({}, {"num_epochs": 2000}, DEFAULTS) == {"num_epochs": 2000}
     for stored, given, message in [
         ({"num_epochs": 10}, {"num_epochs": 5}, "started with num_epochs=10, now .* num_epochs=5"),
-        ({"num_epochs": 10, "ema_decay": 0.9}, {"num_epochs": 10}, "started with ema_decay=0.9, now .* means 0.99"),
-        ({"num_epochs": 10, "seed": 1}, {"seed": 1}, "started with num_epochs=10, now .* without it, which means 1000"),
-        ({}, {"ema_decay": 0.5}, "started with ema_decay=0.99, now .* ema_decay=0.5"),
+        ({"num_epochs": 10}, {"num_epochs": 10, "ema_decay": 0.9}, "started with ema_decay=0.99, now .* ema_decay=0.9"),
+        ({"ema_decay": 0.9}, {"ema_decay": 0.99}, "started with ema_decay=0.9, now .* says ema_decay=0.99"),
+        ({}, {"num_epochs": 10}, "started with num_epochs=1000, now .* num_epochs=10"),
+        ({}, {"seed": 1}, "started without seed, now nnUNet_ssl_options says seed=1; .*: leave seed out"),
     ]:
         with pytest.raises(ValueError, match=message):
             merge_options(stored, given, DEFAULTS)
+
+
+def test_options_that_are_not_given_again_keep_the_value_of_the_run():
+    stored = {"num_epochs": 2, "ema_decay": 0.9, "seed": 1}
+    assert merge_options(stored, {"num_epochs": 3}, DEFAULTS) == {"num_epochs": 3, "ema_decay": 0.9, "seed": 1}
+    assert merge_options(stored, {"seed": 1}, DEFAULTS) == stored
 
 
 def test_option_set_to_its_default_is_no_difference():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.run_state import options_to_go_on_with
 from tests.conftest import assert_equal_weights, make_trainer, state_of
 
 
@@ -45,3 +46,13 @@ def test_roles_in_a_checkpoint(tiny_dataset):
         "CPS": {"networks": ["first", "second"], "optimizers": ["second"]},
         "MCNet": {"networks": ["network"], "parts": ["linear", "nearest"]},
     }
+
+
+def test_options_of_nnunet_that_a_run_was_not_given_are_compared_with_nnunets_defaults():
+    trainer = find_trainer("nnUNetTrainerMeanTeacher")
+    assert options_to_go_on_with(trainer, {"seed": 1}, {"num_epochs": 2000}) == {"seed": 1, "num_epochs": 2000}
+    assert options_to_go_on_with(trainer, {}, {"initial_lr": 0.01}) == {"initial_lr": 0.01}
+    with pytest.raises(ValueError, match="started with num_epochs=1000, now nnUNet_ssl_options says num_epochs=10;"):
+        options_to_go_on_with(trainer, {"seed": 1}, {"num_epochs": 10})
+    with pytest.raises(ValueError, match="started without seed, now nnUNet_ssl_options says seed=2;"):
+        options_to_go_on_with(trainer, {}, {"seed": 2})
