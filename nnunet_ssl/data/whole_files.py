@@ -1,4 +1,4 @@
-"""Moving, copying and linking files so that each is whole at any moment: at the old place, at the new one, or at both."""
+"""Moving, copying and linking files so that each is whole at any moment, at one place or at both."""
 
 import errno
 import os
