@@ -135,6 +135,6 @@ def warn_of_changed_split(checkpoint: Path, fold: "LabeledFold") -> None:
     ours = load_checkpoint_file(checkpoint, torch.device("cpu")).get("nnunet_ssl", {})
     if ours.get("train_and_val", now) != now:
         print(
-            "WARNING: splits_final.json has other cases in train or val now than this model was trained with. If it has "
-            "seen cases that validate, their scores are too good, in trainings with its pseudo-labels too"
+            "WARNING: splits_final.json has other cases in train or val now than this model was trained with. If it "
+            "has seen cases that validate, their scores are too good, in trainings with its pseudo-labels too"
         )
