@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_ssl.conversion.raw_dataset import staged
+from nnunet_ssl.conversion.raw_dataset import set_aside, staged
 from nnunet_ssl.data.dataset_names import NAME, names_of_id
 from nnunet_ssl.data.identical_images import as_test_case, twins_of_dataset
 from nnunet_ssl.data.preprocessed_images import read_json
@@ -94,7 +94,7 @@ def dataset_folder(number: int, original: str, words: Mapping[str, Any]) -> Path
         raise ValueError(f"the id {number} is that of {others[0]}: choose another with --as-dataset")
     if folder.name not in names_of_id(number):
         return folder
-    before = read_json(folder / ORIGIN) or {}
+    before = read_json(folder / ORIGIN) or read_json(set_aside(folder) / ORIGIN) or {}
     if {key: before.get(key) for key in words} != words:
         raise ValueError(
             f"{folder.name} exists and was not written by this command with this model: choose another id with "
