@@ -100,8 +100,10 @@ def preprocess_adopted(adoption: "Adoption", preprocessed: Path) -> list[str]:
         forget_cases(folder, adoption.cases)
     for plans, configuration, folder in preprocessed_configurations(preprocessed):
         if not can_take_a_case(folder):
-            names = f"-d {id_of(preprocessed.name)} -plans_name {quote(plans.plans_name)} -c {quote(configuration)}"
-            lines.append(f"preprocess {configuration} anew, which is in an older format: nnUNetv2_preprocess {names}")
+            lines.append(
+                f"{configuration} is preprocessed in an older format; preprocess it anew: nnUNetv2_preprocess "
+                f"-d {id_of(preprocessed.name)} -plans_name {quote(plans.plans_name)} -c {quote(configuration)}"
+            )
             continue
         dataset_json = read_dataset_json(preprocessed / "dataset.json")
         for case in adoption.cases:

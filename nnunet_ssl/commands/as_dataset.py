@@ -57,7 +57,7 @@ class NewDataset:
         print(
             f"{self.folder}: {len(chosen)} of {len(found)} scans with their pseudo-label"
             + (f" (nothing is predicted in {len(empty)})" if empty else "")
-            + f", {len({*self.fold.train, *self.fold.val})} labeled cases, of which {len(self.fold.val)} validate"
+            + f", {len({*self.fold.train, *self.fold.val} - {*found})} labeled cases, of which {len(self.fold.val)} validate"
         )
 
     def next_commands(self, plans: str, configuration: str) -> Iterator[str]:

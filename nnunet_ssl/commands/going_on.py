@@ -11,15 +11,13 @@ FIRST_CHOICE = "nnUNetTrainerBCP"  # README.md recommends it
 
 def how_to_go_on(dataset: str, preprocessed: Path) -> Iterator[str]:
     """Give the commands that train from the newest finished training, or where there is none from the beginning."""
-    import torch
-
     from nnunet_ssl.data.dataset_names import planning_command
     from nnunet_ssl.data.plans_file import configurations_of, plans_problem, read_plans
-    from nnunet_ssl.training.checkpoints import load_checkpoint_file
+    from nnunet_ssl.evaluation.runs import read_checkpoint
 
     for final in finished_trainings(dataset):
         try:
-            checkpoint = load_checkpoint_file(final, torch.device("cpu"))
+            checkpoint = read_checkpoint(final)
         except ValueError:
             continue
         yield from from_model(dataset, final, checkpoint)
@@ -40,7 +38,7 @@ def finished_trainings(dataset: str) -> list[Path]:
 
     if not os.environ.get("nnUNet_results"):
         return []
-    files = Path(os.environ["nnUNet_results"], dataset).glob(f"*__*__*/fold_*/{FINAL}")
+    files = Path(os.environ["nnUNet_results"], dataset).absolute().glob(f"*__*__*/fold_*/{FINAL}")
     folds = [file for file in files if FOLD.fullmatch(file.parent.name.removeprefix("fold_"))]
     return sorted(folds, key=lambda file: file.stat().st_mtime, reverse=True)
 
@@ -52,18 +50,18 @@ def from_model(dataset: str, final: Path, checkpoint: dict) -> Iterator[str]:
     """
     trainer, plans, configuration = final.parent.parent.name.split("__")
     aside = free_name(final.parent)
-    names = [dataset, configuration, final.parent.name.removeprefix("fold_"), "-tr", trainer, "-p", plans]
-    training, weights = f"nnUNetv2_train {' '.join(map(quote, names))}", str(aside / FINAL)
+    fold, weights = final.parent.name.removeprefix("fold_"), str(aside / FINAL)
+    of_data = f"{quote(dataset)} {quote(configuration)} {fold}"
     yield "go on from the model that was trained last, and put it aside first, so that both are kept:"
     yield f"mv {quote(str(final.parent))} {quote(str(aside))}"
     if "nnunet_ssl" not in checkpoint:  # nnU-Net's own trainers have no options
-        yield f"{training} -pretrained_weights {quote(weights)}"
+        yield f"nnUNetv2_train {of_data} -tr {trainer} -p {quote(plans)} -pretrained_weights {quote(weights)}"
         return
     options = {"init_checkpoint": weights} | {
         name: value for name, value in checkpoint["nnunet_ssl"].get("options", {}).items() if name != "init_checkpoint"
     }
     text = " ".join(f"{name}={quote(str(value))}" for name, value in options.items())
-    yield f"nnUNet_ssl_options={in_quotes(text)} {training}"
+    yield f"nnUNet_ssl_options={in_quotes(text)} nnUNetv2_train {of_data} -tr {trainer} -p {quote(plans)}"
 
 
 def free_name(folder: Path) -> Path:

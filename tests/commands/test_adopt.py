@@ -21,6 +21,7 @@ from nnunet_ssl.commands.going_on import finished_trainings, how_to_go_on
 from nnunet_ssl.data.raw_files import RawDataset
 from nnunet_ssl.data.split_file import read_splits
 from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.splits.adopting import Adoption
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from tests.commands.test_pseudolabel_dataset import LABELED, Interruption, as_pictures, write_case
 from tests.conftest import DATASET, make_trainer, started
@@ -326,6 +327,21 @@ def test_nothing_is_overwritten(dataset, capsys, tmp_path):
     refused(dataset, capsys, expected, "scan0")
     (raw / "labelsUn").rename(tmp_path / "labels")
     refused(dataset, capsys, "scan0.nii.gz lies both in", "scan0", "--labels", str(tmp_path / "labels"))
+
+
+def test_what_lies_beside_a_tiff_moves_with_it(tmp_path):
+    files = ("imagesUn/a_0000.tif", "imagesUn/a_0001.tif", "imagesUn/a.json", "labelsUn/a.tif", "labelsUn/a.json")
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    raw = RawDataset(tmp_path, {"file_ending": ".tif", "labels": {}, "channel_names": {"0": "a", "1": "b"}})
+    shutil.copytree(tmp_path / "labelsUn", tmp_path / "other")
+    for labels in ("other", "labelsUn"):
+        moves, copies = Adoption(raw, ["a"], tmp_path / labels).moves()
+        assert [len(moves), len(copies)] == ([3, 2] if labels == "other" else [5, 0])
+    Adoption(raw, ["a"], tmp_path / "labelsUn").carry_out()
+    for name in files:
+        assert (tmp_path / name.replace("Un/", "Tr/")).read_text() == name
 
 
 def test_hidden_labels(dataset, capsys):

@@ -22,8 +22,9 @@ from skimage import io
 
 from nnunet_ssl.commands.cli import main
 from nnunet_ssl.conversion import pseudolabeled_dataset, raw_dataset
-from nnunet_ssl.conversion.pseudolabeled_dataset import accepted_scans
+from nnunet_ssl.conversion.pseudolabeled_dataset import LabeledFold, Scan, accepted_scans, write_dataset
 from nnunet_ssl.data import whole_files
+from nnunet_ssl.data.raw_files import RawDataset
 from nnunet_ssl.evaluation import pool_prediction
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from tests.conftest import Case, TinyDataset
@@ -339,6 +340,16 @@ def test_scan_that_cannot_be_predicted_is_not_in_it(dataset, tmp_path, capsys):
     assert {"scan0", "scan2"} <= origin_of(dataset)["cases"].keys()
 
 
+def test_fold_all_validates_on_its_labeled_cases(dataset, tmp_path, capsys):
+    model = finished_run(dataset, nnUNetTrainerMeanTeacher, fold="all")
+    assert (model / "fold_all").is_dir()
+    assert pseudolabel(dataset, tmp_path / "out", "-f", "all", "--as-dataset", "127") == 0
+    (fold,) = json.loads((new_folder(dataset) / "splits_final.json").read_text())
+    assert fold["val"] == LABELED
+    assert {*fold["train"]} > {*LABELED}
+    assert "WARNING: the validation cases are the training cases" in capsys.readouterr().out
+
+
 def test_a_second_round_predicts_the_pseudo_labeled_cases_again(dataset, tmp_path):
     """The model of the new data set stands in for one that plain nnU-Net has trained on it."""
     assert pseudolabel(dataset, tmp_path / "out", "--as-dataset", "127", "--accept", "2") == 0
@@ -354,6 +365,43 @@ def test_a_second_round_predicts_the_pseudo_labeled_cases_again(dataset, tmp_pat
     assert second["cases"].keys() - predicted == {*LABELED}
     splits = json.loads((dataset.root / "raw" / "Dataset227_Tiny_Pseudolabeled" / "splits_final.json").read_text())
     assert splits == [{"train": sorted(["labeled0", "labeled1", *predicted]), "val": ["labeled2", "labeled3"]}]
+
+
+def test_cases_that_lie_elsewhere_and_the_spacing_beside_tiffs(tmp_path, monkeypatch):
+    """Training cases may have any names by the key `dataset`; the spacing of CASE_0000.tif stands in CASE.json."""
+    for place in ("raw", "preprocessed"):
+        monkeypatch.setenv(f"nnUNet_{place}", str(tmp_path / place))
+    names = {"a": "mine_0007", "b": "yours_0000"}
+    cases = {case: {"images": [f"{name}.tif"], "label": f"{case}_label.tif"} for case, name in names.items()}
+    content = Case().dataset_json() | {"file_ending": ".tif", "dataset": cases}
+    raw = RawDataset(tmp_path / "raw" / "Dataset999_Tiny", content)
+    raw.folder.mkdir(parents=True)
+    for name in ("mine_0007.tif", "mine.json", "yours_0000.tif", "a_label.tif", "a_label.json", "b_label.tif"):
+        (raw.folder / name).write_text(name)
+    for name in ("un_0000.tif", "un.json", "un.tif"):
+        (tmp_path / name).write_text(name)
+    folder = tmp_path / "raw" / NEW
+    scan = Scan([tmp_path / "un_0000.tif"], tmp_path / "un.tif", {"label": "predicted"})
+    write_dataset(folder, raw, LabeledFold(["a"], ["b"]), {"un": scan}, {}, {})
+    expected = {
+        "imagesTr/a_0000.tif": "mine_0007.tif",
+        "imagesTr/a.json": "mine.json",
+        "imagesTr/b_0000.tif": "yours_0000.tif",
+        "imagesTr/un_0000.tif": "un_0000.tif",
+        "imagesTr/un.json": "un.json",
+        "labelsTr/a.tif": "a_label.tif",
+        "labelsTr/a.json": "a_label.json",
+        "labelsTr/b.tif": "b_label.tif",
+        "labelsTr/un.tif": "un.tif",
+        "labelsTr/un.json": "un.json",
+    }
+    found = {name: text.decode() for name, text in contents(folder).items() if "Tr/" in name}
+    assert found == expected
+    assert "dataset" not in json.loads((folder / "dataset.json").read_text())
+    scan = Scan([tmp_path / "un.nii.gz"], tmp_path / "un.tif", {})
+    with pytest.raises(ValueError, match="un.nii.gz does not end in .tif, as dataset.json says"):
+        write_dataset(folder, raw, LabeledFold(["a"], ["b"]), {"un": scan}, {}, {})
+    assert {name for name in contents(folder) if "Tr/" in name} == expected.keys()
 
 
 @pytest.mark.slow
