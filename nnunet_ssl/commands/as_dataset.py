@@ -53,11 +53,12 @@ class NewDataset:
             accepted[case] = Scan(files[case], predictions / f"{case}{self.raw.ending}", origin)
         others = {case: scores[case] for case in found if case not in accepted}
         write_dataset(self.folder, self.raw, self.fold, accepted, others, self.words)
+        labeled = {*self.fold.train, *self.fold.val} - {*found}  # without what was predicted before, and is anew
         empty = [case for case in others if math.isnan(found[case].entropy)]
         print(
             f"{self.folder}: {len(chosen)} of {len(found)} scans with their pseudo-label"
             + (f" (nothing is predicted in {len(empty)})" if empty else "")
-            + f", {len({*self.fold.train, *self.fold.val} - {*found})} labeled cases, of which {len(self.fold.val)} validate"
+            + f", {len(labeled)} labeled cases, of which {len(self.fold.val)} validate"
         )
 
     def next_commands(self, plans: str, configuration: str) -> Iterator[str]:
