@@ -16,6 +16,7 @@ VERBS = {
     "preprocess": "preprocess the unlabeled images of a data set (a training does it on first use)",
     "preview": "show what a trained network learns from on unlabeled patches",
     "pseudolabel": "predict the unlabeled scans, and rank them by how uncertain the model is",
+    "adopt": "train from here on with unlabeled cases that an expert has labeled by now",
     "report": "compare all trainings of a data set on one page",
     "export": "write a trained model for a nnU-Net without this package",
     "evaluate": "measure predictions against references: overlap, surface distances in mm, volumes",

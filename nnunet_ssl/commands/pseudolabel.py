@@ -6,6 +6,12 @@ training's two networks (share of their foreground on which they differ). A scan
 first. confidence is the mean probability of the voxels predicted as a structure. Whether labeling the most uncertain
 scans helps more than labeling others has not been measured.
 
+With --as-dataset 127 the labeled cases of the fold and the scans with their pseudo-labels become a data set of their
+own, Dataset127_NAME_Pseudolabeled, on which plain nnU-Net trains. Its fold 0 validates on the cases of the original's
+fold, with their true labels. --accept takes only the scans that the model is surest about, by the ranking; one in which
+nothing is predicted is never taken. origin.json in it says of each case whether its label is true or predicted, by
+which model, and how uncertain it was. Of such a data set its pseudo-labeled cases are predicted again.
+
 A scan that trainings leave out (damaged, of other channels) is left out here too and named at the end, with exit code
 1. Interrupted, the same command goes on where it stopped.
 """
@@ -18,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_ssl.commands.as_dataset import new_dataset
 from nnunet_ssl.commands.outputs import output_folder
 from nnunet_ssl.commands.trained_models import add_device_argument, device_of, model_checkpoint
 
@@ -38,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: checkpoint_final.pth")
     add_device_argument(parser)
     parser.add_argument("-o", required=True, metavar="FOLDER", help="new or empty, or what this command left there")
+    parser.add_argument("--as-dataset", type=int, metavar="ID", help="write a data set for plain nnU-Net, of this id")
+    parser.add_argument(
+        "--accept", metavar="N|P%", help="with --as-dataset: the surest scans, so many or such a share (default: 100%%)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     name, checkpoint = model_checkpoint(options)
     files, unused = pool_files(name, options.f)
     folder = output_folder(options.o)
+    dataset = new_dataset(options, name, checkpoint, files)
 
     import torch
     from tqdm import tqdm
@@ -76,17 +88,22 @@ def run(options: argparse.Namespace) -> int:
     for sentence in filter(None, (unused, older_conversion(predictor.predictor.dataset_json))):
         print(sentence)
     print(*(f"left out, {case}: {why}" for case, why in problems.items()), sep="\n", end="\n" if problems else "")
+    if dataset is not None:
+        dataset.write(finished.folder, files, {case: finished.uncertainty(case) for case in order})
+        print(*dataset.next_commands(options.p, options.c), sep="\n")
     return 1 if problems else 0
 
 
 def pool_files(dataset: str, fold: str) -> tuple[dict[str, list[Path]], str]:
     """Return the image files of the fold's unlabeled cases, and one sentence about what imagesUn holds besides.
 
-    They lie in imagesUn or, hidden labels aside, where the training cases lie.
+    They lie in imagesUn or, hidden labels aside, where the training cases lie. Where there is no imagesUn, those of a
+    data set of pseudo-labels are the cases with a predicted label.
 
     Raises:
         ValueError: there are none, or a case has no image.
     """
+    from nnunet_ssl.conversion.pseudolabeled_dataset import predicted_before
     from nnunet_ssl.data.raw_files import RawDataset, some, unlabeled_images, unused_files
     from nnunet_ssl.data.split_file import unlabeled_cases_of_fold
 
@@ -95,7 +112,7 @@ def pool_files(dataset: str, fold: str) -> tuple[dict[str, list[Path]], str]:
     named = unlabeled_cases_of_fold(splits, fold if fold == "all" else int(fold))
     images = unlabeled_images(raw.folder / "imagesUn", raw.ending)
     unused = unused_files(raw.folder / "imagesUn", raw.ending)
-    cases = sorted(images) if named is None else named
+    cases = sorted(images or predicted_before(raw)) if named is None else named
     if not cases:
         raise ValueError(
             f"there are no unlabeled images in {raw.folder / 'imagesUn'}, and the split names none. {unused}"
@@ -162,11 +179,17 @@ class Finished:
         with (self.folder / FINISHED).open("a") as opened:
             opened.write(json.dumps(self.cases[case]) + "\n")
 
+    def uncertainty(self, case: str) -> "Uncertainty":
+        """Return what was measured of a scan that is done."""
+        from nnunet_ssl.evaluation.label_priority import Uncertainty
+
+        return Uncertainty(**self.cases[case]["uncertainty"])
+
     def write_ranking(self) -> list[str]:
         """Write the ranking of what is done and return the cases in its order."""
-        from nnunet_ssl.evaluation.label_priority import Uncertainty, priority
+        from nnunet_ssl.evaluation.label_priority import priority
 
-        found = {case: Uncertainty(**self.cases[case]["uncertainty"]) for case in self.files if case in self.cases}
+        found = {case: self.uncertainty(case) for case in self.files if case in self.cases}
         order = priority(found)
         with (self.folder / RANKING).open("w", newline="") as opened:
             writer = csv.writer(opened)

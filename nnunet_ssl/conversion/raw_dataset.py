@@ -182,10 +182,15 @@ def is_ours(folder: Path) -> bool:
     return file.is_file() and read_json_file(file).get("converted_by") == CONVERTED_BY
 
 
+def set_aside(folder: Path) -> Path:
+    """Return where a data set lies in the moment in which another takes its place, and after a power cut then."""
+    return folder.with_name(f".{folder.name}.old")
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """Give a folder to write into, which takes the place of `folder` at the end, and is removed on any error."""
-    staging, old = folder.with_name(f".{folder.name}.unfinished"), folder.with_name(f".{folder.name}.old")
+    staging, old = folder.with_name(f".{folder.name}.unfinished"), set_aside(folder)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:

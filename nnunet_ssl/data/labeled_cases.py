@@ -1,12 +1,14 @@
-"""nnU-Net's own preprocessed cases: which of them are whole."""
+"""nnU-Net's own preprocessed cases: which of them are whole, and one more beside them."""
 
 import os
+import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import blosc2
 import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.data.dataset_names import id_of
 from nnunet_ssl.data.raw_files import some
@@ -45,6 +47,43 @@ def refuse_unfinished(folder: Path, cases: Iterable[str], dataset: str, plans: s
             f"{len(unfinished)} labeled cases are not, or not wholly, preprocessed in {folder}: {some(unfinished)}. "
             f"nnUNetv2_preprocess -d {id_of(dataset)} -plans_name {plans} -c {configuration}"
         )
+
+
+def can_take_a_case(folder: Path) -> bool:
+    """Return whether a preprocessed folder is of today's format, in which nnU-Net writes cases."""
+    return any(folder.glob("*.b2nd")) and not any(folder.glob("*.np[yz]"))
+
+
+def preprocess_labeled(
+    folder: Path,
+    plans: PlansManager,
+    configuration: str,
+    dataset_json: dict,
+    case: str,
+    images: Sequence[Path],
+    label: Path,
+) -> None:
+    """Preprocess a case with nnU-Net's own function into its preprocessed folder; it appears whole or not at all.
+
+    Args:
+        folder: of the configuration; what it has of the case is replaced.
+        plans: of the data set.
+        configuration: its name.
+        dataset_json: of the data set.
+        case: its id.
+        images: its files, channels in order.
+        label: its label file.
+    """
+    settings = plans.get_configuration(configuration)
+    unfinished = folder.with_name(f"{folder.name}_unfinished")  # beside it: nnU-Net takes its format from its listing
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    preprocessor = settings.preprocessor_class(verbose=False)
+    files = [str(file) for file in images]
+    preprocessor.run_case_save(str(unfinished / case), files, str(label), plans, settings, dataset_json)
+    for file in sorted(unfinished.iterdir(), key=lambda file: file.name == f"{case}.b2nd"):  # which is what is listed
+        file.replace(folder / file.name)
+    unfinished.rmdir()
 
 
 def _is_whole(folder: Path, case: str) -> bool:

@@ -171,6 +171,18 @@ def state_folder(preprocessed: Path) -> Path:
     return preprocessed.with_name(f"{preprocessed.name}_state")
 
 
+def forget_cases(preprocessed: Path, cases: Iterable[str]) -> None:
+    """Delete what was preprocessed of cases that are not unlabeled any more.
+
+    The stamp goes first, the image, which makes nnU-Net list a case, before the rest.
+    """
+    with _locked(state_folder(preprocessed) / "lock"):
+        for case in cases:
+            _stamp_file(preprocessed, case).unlink(missing_ok=True)
+            for name in (f"{case}.b2nd", f"{case}_seg.b2nd", f"{case}.pkl"):
+                (preprocessed / name).unlink(missing_ok=True)
+
+
 def read_stamp(preprocessed: Path, case: str) -> Stamp | None:
     """Return what a case was made from; None if it was never finished, or nobody can read it."""
     stamp = read_json(_stamp_file(preprocessed, case))
@@ -240,10 +252,11 @@ def _stamp_file(preprocessed: Path, case: str) -> Path:
 
 
 def _mark(file: Path) -> list[Any]:
-    return [file.name, file.stat().st_size, file.stat().st_mtime_ns, _file_digest(file)]
+    return [file.name, file.stat().st_size, file.stat().st_mtime_ns, file_digest(file)]
 
 
-def _file_digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -99,18 +99,23 @@ def compare_case(
     return rows
 
 
-def refuse_other_space(reference_file: Path, prediction_file: Path, reference: Voxels, prediction: Voxels) -> None:
-    """Raise a ValueError where a prediction lies elsewhere than its reference; formats without geometry always pass."""
+def refuse_other_space(
+    reference_file: Path, prediction_file: Path, reference: Voxels, prediction: Voxels, called: str = "reference"
+) -> None:
+    """Raise a ValueError where a prediction lies elsewhere than its reference; formats without geometry always pass.
+
+    Messages have for the reference the word `called`.
+    """
     if reference.array.shape != prediction.array.shape:
         raise ValueError(
-            f"{prediction_file} has the shape {prediction.array.shape}, its reference {reference.array.shape}"
+            f"{prediction_file} has the shape {prediction.array.shape}, its {called} {reference.array.shape}"
         )
     both = reference, prediction
     if all(one.has_spacing for one in both):
         found, expected = (np.array(one.spacing) for one in (prediction, reference))
         if not np.allclose(found, expected, rtol=GEOMETRY_TOLERANCE, atol=0):
             raise ValueError(
-                f"{prediction_file} has the spacing {shown(found)} mm, its reference {reference_file} {shown(expected)}"
+                f"{prediction_file} has the spacing {shown(found)} mm, its {called} {reference_file} {shown(expected)}"
             )
     if any(one.affine is None for one in both):
         return
@@ -119,13 +124,13 @@ def refuse_other_space(reference_file: Path, prediction_file: Path, reference: V
     directions = [matrix / np.linalg.norm(matrix, axis=0) for matrix in axes]
     if not np.allclose(*directions, rtol=0, atol=GEOMETRY_TOLERANCE):
         raise ValueError(
-            f"{prediction_file} has the direction {shown(directions[1].ravel())}, its reference {reference_file} "
+            f"{prediction_file} has the direction {shown(directions[1].ravel())}, its {called} {reference_file} "
             f"{shown(directions[0].ravel())}"
         )
     moved = np.linalg.solve(axes[0], prediction.affine[:size, size] - reference.affine[:size, size])
     if np.abs(moved).max() > ORIGIN_TOLERANCE:
         raise ValueError(
-            f"{prediction_file} lies {shown(moved)} voxels (x, y, z) beside its reference {reference_file}: "
+            f"{prediction_file} lies {shown(moved)} voxels (x, y, z) beside its {called} {reference_file}: "
             "their origins differ"
         )
 

@@ -5,16 +5,15 @@ and last when it comes back, so that `labelsHidden` names every case on its way:
 Images that have no label go the same way, from `imagesTr` to `imagesUn`.
 """
 
-import errno
 import filecmp
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_ssl.data.preprocessed_images import write_json_atomically
 from nnunet_ssl.data.raw_files import TIFF_ENDINGS, RawDataset, files_in, some, unlabeled_images
+from nnunet_ssl.data.whole_files import move
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,14 @@ def moves_to_hide(raw: RawDataset, cases: Iterable[str]) -> list[Move]:
     Raises:
         ValueError: another file has the place of one, or the cases lie elsewhere, by the key `dataset`.
     """
-    _refuse_elsewhere(raw)
+    refuse_elsewhere(raw)
     images, with_label = raw.images("imagesTr"), {*raw.labels(), *raw.labels("labelsHidden")}
     moves = []
     for case in cases:
         if case in with_label:
-            moves += _moves(raw, case, [f"{case}{raw.ending}"], "labelsTr", "labelsHidden")
-            moves += _moves(raw, case, [file.name for file in images.get(case, [])], "imagesTr", "imagesUn")
-    return _checked(moves)
+            moves += moves_of_case(raw, case, [f"{case}{raw.ending}"], "labelsTr", "labelsHidden")
+            moves += moves_of_case(raw, case, [file.name for file in images.get(case, [])], "imagesTr", "imagesUn")
+    return checked_moves(moves)
 
 
 def moves_to_show(raw: RawDataset, cases: Iterable[str] | None = None) -> list[Move]:
@@ -50,12 +49,12 @@ def moves_to_show(raw: RawDataset, cases: Iterable[str] | None = None) -> list[M
     """
     hidden = raw.labels("labelsHidden")
     if hidden:
-        _refuse_elsewhere(raw)
+        refuse_elsewhere(raw)
     images, moves = raw.images("imagesUn"), []
     for case in hidden if cases is None else cases:
-        moves += _moves(raw, case, [file.name for file in images.get(case, [])], "imagesUn", "imagesTr")
-        moves += reversed(_moves(raw, case, [f"{case}{raw.ending}"], "labelsHidden", "labelsTr"))
-    return _checked(moves)
+        moves += moves_of_case(raw, case, [file.name for file in images.get(case, [])], "imagesUn", "imagesTr")
+        moves += reversed(moves_of_case(raw, case, [f"{case}{raw.ending}"], "labelsHidden", "labelsTr"))
+    return checked_moves(moves)
 
 
 def moves_to_pool(raw: RawDataset) -> list[Move]:
@@ -65,7 +64,7 @@ def moves_to_pool(raw: RawDataset) -> list[Move]:
         ValueError: as `moves_to_hide`; an image is not named as a channel of a case; there is no label at all, or one
             without an image, which may be that of an image to be moved under another name.
     """
-    _refuse_elsewhere(raw)
+    refuse_elsewhere(raw)
     images = unlabeled_images(raw.folder / "imagesTr", raw.ending)
     visible, with_label = raw.labels(), {*raw.labels(), *raw.labels("labelsHidden")}
     without_label = [case for case in images if case not in with_label]
@@ -80,8 +79,8 @@ def moves_to_pool(raw: RawDataset) -> list[Move]:
     moves = []
     for case in without_label:  # the channels last: they tell which cases are on their way
         names = [file.name for file in images[case]]
-        moves += reversed(_moves(raw, case, names, "imagesTr", "imagesUn"))
-    return _checked(moves)
+        moves += reversed(moves_of_case(raw, case, names, "imagesTr", "imagesUn"))
+    return checked_moves(moves)
 
 
 def carry_out(raw: RawDataset, moves: Sequence[Move]) -> list[str]:
@@ -89,7 +88,7 @@ def carry_out(raw: RawDataset, moves: Sequence[Move]) -> list[str]:
     for one in moves:
         move(one.source, one.target)
     _count_training_cases(raw)
-    for folder in (raw.folder / "labelsHidden", raw.folder / "imagesUn"):
+    for folder in (raw.folder / name for name in ("labelsHidden", "labelsUn", "imagesUn")):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     return list(dict.fromkeys(one.case for one in moves))
@@ -105,31 +104,14 @@ def unhide(raw: RawDataset, cases: Iterable[str] | None = None) -> list[str]:
     return carry_out(raw, moves_to_show(raw, cases))
 
 
-def move(source: Path, target: Path) -> None:
-    """Move a file so that it is whole at one of the two places at any moment; onto another disk too."""
-    target.parent.mkdir(exist_ok=True)
-    if not os.path.lexists(target):
-        try:
-            source.rename(target)
-            return
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-        copy = target.with_name(f".{target.name}.tmp")
-        shutil.copy2(source, copy)
-        with copy.open("rb+") as opened:
-            os.fsync(opened.fileno())
-        copy.replace(target)
-    source.unlink()  # the target is whole, and the same
-
-
-def _moves(raw: RawDataset, case: str, names: Sequence[str], source: str, target: str) -> list[Move]:
+def moves_of_case(raw: RawDataset, case: str, names: Sequence[str], source: str, target: str) -> list[Move]:
+    """Return how files of a case, and what lies beside a TIFF, get from one folder of a data set to another."""
     beside = [f"{case}.json"] if raw.ending.lower() in TIFF_ENDINGS else []
     pairs = ((raw.folder / source / name, raw.folder / target / name) for name in (*names, *beside))
     return [Move(case, *pair) for pair in pairs if os.path.lexists(pair[0])]
 
 
-def _checked(moves: list[Move]) -> list[Move]:
+def checked_moves(moves: list[Move]) -> list[Move]:
     """Return the moves; a ValueError if another file has the place of one."""
     for one in moves:
         if os.path.lexists(one.target) and not filecmp.cmp(one.source, one.target, shallow=False):
@@ -139,7 +121,8 @@ def _checked(moves: list[Move]) -> list[Move]:
     return moves
 
 
-def _refuse_elsewhere(raw: RawDataset) -> None:
+def refuse_elsewhere(raw: RawDataset) -> None:
+    """Raise a ValueError if the training cases do not lie in imagesTr and labelsTr."""
     if raw.lies_elsewhere:
         raise ValueError(
             f"the cases of {raw.folder.name} lie where the key 'dataset' of its dataset.json says, so that none can be "

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nnunetv2.utilities.crossval_split import generate_crossval_split
@@ -139,8 +140,8 @@ def split_of_one_group(cases: Sequence[str], labeled: int | float, folds: int, w
     return Split(sorted(cases), sorted(cases), sorted(without_label))
 
 
-def number_or_share(text: str) -> int | float:
-    """Return "7" as 7 and "10%" as 0.1.
+def number_or_share(text: str, what: str = "--labeled is a number of patients") -> int | float:
+    """Return "7" as 7 and "10%" as 0.1; `what` is the beginning of the message.
 
     Raises:
         ValueError: it is neither a whole number from 1 on nor a share up to 100 %.
@@ -148,7 +149,7 @@ def number_or_share(text: str) -> int | float:
     match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", text)
     value = int(match[1]) if match and match[1] else float(match[2]) / 100 if match else 0
     if not value or (isinstance(value, float) and value > 1):
-        raise ValueError(f"--labeled is a number of patients or a share such as 10%, got {text!r}")
+        raise ValueError(f"{what} or a share such as 10%, got {text!r}")
     return value
 
 
@@ -235,14 +236,19 @@ def write_splits(file: Path, splits: Sequence[Split], overwrite: bool = False) -
     Raises:
         ValueError: there is one with other content, and `overwrite` is not set.
     """
-    content = [asdict(split) for split in splits]
+    folds = [asdict(split) for split in splits]
+    if file.exists() and not overwrite and read_json(file) != folds:
+        raise ValueError(f"{file} exists with another split: replace it with --overwrite (a copy is kept)")
+    return replace_folds(file, folds)
+
+
+def replace_folds(file: Path, folds: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Write the folds of splits_final.json; return where a copy of other ones that it replaces was put, if any."""
     copy = None
     if file.exists():
-        if read_json(file) == content:
+        if read_json(file) == folds:
             return None
-        if not overwrite:
-            raise ValueError(f"{file} exists with another split: replace it with --overwrite (a copy is kept)")
         copy = file.with_name(f"{file.stem}_until_{datetime.now():%Y-%m-%d_%H%M%S}.json")
         copy.write_bytes(file.read_bytes())
-    write_json_atomically(content, file)
+    write_json_atomically(list(folds), file)
     return copy

@@ -57,6 +57,7 @@ def words(verb: str, *more: str) -> list[str]:
     calls = {
         "split": ["999", "--labeled", "1"],
         "preprocess": ["-d", "999"],
+        "adopt": ["-d", "999", "scan0"],
         "report": ["-d", "999", "-np", "1", "-o", "out"],
         "doctor": ["-d", "999"],
         "export": [*of_model, "-o", "out.zip"],
@@ -140,6 +141,7 @@ VARIABLES = {
     "report": ("raw", "preprocessed", "results"),
     "export": ("results",),
     "pseudolabel": ("raw", "preprocessed", "results"),
+    "adopt": ("raw", "preprocessed"),
     "preview": ("raw", "preprocessed", "results"),
 }
 
@@ -178,10 +180,10 @@ def test_a_data_set_that_there_is_not(dataset, capsys, verb, given):
 
 DATASET_JSON, PLANS, SPLITS = "dataset.json", "nnUNetPlans.json", "splits_final.json"
 READ_BY = {
-    ("raw", DATASET_JSON): ("split", "pseudolabel"),
+    ("raw", DATASET_JSON): ("split", "pseudolabel", "adopt"),
     ("preprocessed", DATASET_JSON): ("preprocess", "report", "preview"),
     ("preprocessed", PLANS): ("preprocess", "preview"),
-    ("preprocessed", SPLITS): ("report", "pseudolabel"),
+    ("preprocessed", SPLITS): ("report", "pseudolabel", "adopt"),
     ("model", DATASET_JSON): ("export", "pseudolabel", "preview"),
     ("model", "plans.json"): ("export", "pseudolabel", "preview"),
 }
@@ -412,6 +414,10 @@ OTHERS = {"pip install": ("-e", "--force-reinstall", "--no-deps"), "docker run":
 SPOKEN_BY = {  # modules whose messages a single verb speaks, or nnU-Net's training
     "splits/hiding.py": "split",
     "splits/make_splits.py": "split",
+    "splits/adopting.py": "adopt",
+    "conversion/pseudolabeled_dataset.py": "pseudolabel",
+    "commands/as_dataset.py": "pseudolabel",
+    "commands/going_on.py": "adopt",
     "evaluation/folders.py": "evaluate",
     "training/model_export.py": "export",
     "training/checkpoints.py": "nnUNetv2_train",

@@ -1,0 +1,132 @@
+"""Take cases that an expert has labeled by now out of the unlabeled ones, and train with them from here on.
+
+  nnunet_ssl adopt -d 27 CASE ...                     labels lie in nnUNet_raw/DatasetXXX/labelsUn as CASE.nii.gz
+  nnunet_ssl adopt -d 27 CASE ... --labels FOLDER     or in another folder, which stays as it is
+
+A label is looked at first: it must lie where its image lies, and hold only values that dataset.json knows; the ignore
+label is one. Then label and image go to labelsTr and imagesTr, numTraining follows, the cases go into train of each
+fold in which their patient does not validate and out of its unlabeled cases, and they are preprocessed where the others
+are. Plans and validation cases stay. Interrupted, the same command finishes it.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_ssl.splits.adopting import Adoption
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("-d", required=True, metavar="DATASET", help="data set: id or name")
+    parser.add_argument("cases", nargs="+", metavar="CASE", help="cases of imagesUn, without channel and ending")
+    parser.add_argument("--labels", metavar="FOLDER", help="their labels (default: labelsUn in the raw data set)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check everything, move the cases, and say how to go on from the trained model."""
+    from nnunet_ssl.commands.going_on import how_to_go_on
+    from nnunet_ssl.commands.preprocess import check_environment
+    from nnunet_ssl.data.dataset_names import dataset_name
+    from nnunet_ssl.data.raw_files import RawDataset, some
+    from nnunet_ssl.splits.adopting import LABELS, Adoption, refuse_bad_labels, refuse_unadoptable
+
+    check_environment()
+    name = dataset_name(options.d)
+    raw = RawDataset.open(Path(os.environ["nnUNet_raw"], name))
+    preprocessed = Path(os.environ["nnUNet_preprocessed"], name)
+    if options.labels is not None and not Path(options.labels).is_dir():
+        raise ValueError(f"--labels takes a folder that exists, got {options.labels!r}")
+    labels = Path(options.labels) if options.labels is not None else raw.folder / LABELS
+    adoption = Adoption(raw, list(dict.fromkeys(options.cases)), labels)
+    # In the raw data set, too: nnU-Net's planner compares the two, where there are two.
+    files = [folder / "splits_final.json" for folder in (preprocessed, raw.folder)]
+    splits = {file: folds_in(file) for file in files if file.exists()}
+    folds = next(iter(splits.values()), [])
+    refuse_unadoptable(adoption, folds, preprocessed)
+    refuse_bad_labels(adoption)
+    adoption.moves()
+    adoption.begin()
+    adoption.carry_out()
+    lines = list(change_splits(adoption, splits))
+    lines += preprocess_adopted(adoption, preprocessed)
+    adoption.finish()
+    pool = len(raw.images("imagesUn"))
+    print(f"adopted: {some(adoption.cases)}; {len(raw.labels())} labeled cases, {pool} in imagesUn")
+    print(*lines, *how_to_go_on(name, preprocessed), sep="\n")
+    return 0
+
+
+def folds_in(file: Path) -> list[dict]:
+    """Return the folds of a splits_final.json; a ValueError if it is damaged."""
+    from nnunet_ssl.data.split_file import read_splits
+
+    return read_splits(file)
+
+
+def change_splits(adoption: "Adoption", splits: dict[Path, list[dict]]) -> Iterator[str]:
+    """Let the folds train with the cases, and say which do not, and where the split before is kept."""
+    from nnunet_ssl.splits.adopting import folds_that_train, with_adopted
+    from nnunet_ssl.splits.make_splits import replace_folds
+
+    for file, folds in splits.items():
+        copy = replace_folds(file, with_adopted(folds, adoption.cases, adoption.raw))
+        if copy is not None:
+            yield f"split: {file}; the one before: {copy.name}"
+    for case in adoption.cases if splits else ():
+        folds = next(iter(splits.values()))
+        used = folds_that_train(folds, case, adoption.raw)
+        if left := [str(fold) for fold in range(len(folds)) if fold not in used]:
+            yield f"{case} is not in train of fold {', '.join(left)}, where its patient validates"
+
+
+def preprocess_adopted(adoption: "Adoption", preprocessed: Path) -> list[str]:
+    """Preprocess the cases wherever others are, no more as unlabeled ones, and say what was done or is to be done."""
+    from nnunet_ssl.data.dataset_names import id_of
+    from nnunet_ssl.data.labeled_cases import can_take_a_case, preprocess_labeled
+    from nnunet_ssl.data.raw_files import read_dataset_json
+    from nnunet_ssl.data.unlabeled_preprocessing import forget_cases
+    from nnunet_ssl.data.whole_files import copy
+
+    lines, done = [], []
+    for folder in preprocessed.glob("*_unlabeled"):
+        forget_cases(folder, adoption.cases)
+    for plans, configuration, folder in preprocessed_configurations(preprocessed):
+        if not can_take_a_case(folder):
+            lines.append(
+                f"{configuration} is preprocessed in an older format; preprocess it anew: nnUNetv2_preprocess "
+                f"-d {id_of(preprocessed.name)} -plans_name {quote(plans.plans_name)} -c {quote(configuration)}"
+            )
+            continue
+        dataset_json = read_dataset_json(preprocessed / "dataset.json")
+        for case in adoption.cases:
+            images, label = adoption.images_of(case), adoption.label_of(case)
+            preprocess_labeled(folder, plans, configuration, dataset_json, case, images, label)
+        done.append(f"{configuration} ({plans.plans_name})")
+    references = preprocessed / "gt_segmentations"
+    for case in adoption.cases if references.is_dir() else ():
+        copy(adoption.label_of(case), references / f"{case}{adoption.raw.ending}")
+    return [f"preprocessed for {', '.join(done)}", *lines] if done else lines
+
+
+def preprocessed_configurations(preprocessed: Path) -> "Iterator[tuple[PlansManager, str, Path]]":
+    """Give plans, configuration and folder of whatever a data set was preprocessed for, each folder once."""
+    from nnunet_ssl.data.plans_file import plans_problem, read_plans
+
+    seen = set()
+    for file in sorted(preprocessed.glob("*.json")):
+        if plans_problem(file) is not None:  # most are no plans
+            continue
+        plans = read_plans(file)
+        for name in plans.available_configurations:
+            folder = preprocessed / plans.get_configuration(name).data_identifier
+            if folder not in seen and folder.is_dir():
+                seen.add(folder)
+                yield plans, name, folder

@@ -1,0 +1,141 @@
+"""`nnunet_ssl pseudolabel --as-dataset`: what it looks at before hours of prediction, and what it writes afterwards."""
+
+import argparse
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunet_ssl.conversion.pseudolabeled_dataset import LabeledFold
+    from nnunet_ssl.data.raw_files import RawDataset
+    from nnunet_ssl.evaluation.label_priority import Uncertainty
+
+ALL = "100%"
+
+
+@dataclass(frozen=True)
+class NewDataset:
+    """A data set to be written.
+
+    Attributes:
+        folder: in nnUNet_raw.
+        raw: the original.
+        fold: its labeled cases.
+        accept: how many scans, or which share of them.
+        words: what decides about its content, as origin.json holds it.
+    """
+
+    folder: Path
+    raw: "RawDataset"
+    fold: "LabeledFold"
+    accept: int | float
+    words: dict[str, Any]
+
+    def write(self, predictions: Path, files: Mapping[str, Sequence[Path]], found: Mapping[str, "Uncertainty"]) -> None:
+        """Write it from a folder of predictions.
+
+        Args:
+            predictions: with one label file for each scan.
+            files: the image files of each scan.
+            found: the scans that are predicted, in the order of the ranking.
+        """
+        from nnunet_ssl.conversion.pseudolabeled_dataset import Scan, accepted_scans, write_dataset
+
+        chosen = accepted_scans(list(found), {case: one.entropy for case, one in found.items()}, self.accept)
+        scores = {case: {"rank": rank, **score(one)} for rank, (case, one) in enumerate(found.items(), start=1)}
+        accepted = {}
+        for case in chosen:
+            origin = {"label": "predicted", "model": self.words["model"], **scores[case]}
+            accepted[case] = Scan(files[case], predictions / f"{case}{self.raw.ending}", origin)
+        others = {case: scores[case] for case in found if case not in accepted}
+        write_dataset(self.folder, self.raw, self.fold, accepted, others, self.words)
+        labeled = {*self.fold.train, *self.fold.val} - {*found}  # without what was predicted before, and is anew
+        empty = [case for case in others if math.isnan(found[case].entropy)]
+        print(
+            f"{self.folder}: {len(chosen)} of {len(found)} scans with their pseudo-label"
+            + (f" (nothing is predicted in {len(empty)})" if empty else "")
+            + f", {len(labeled)} labeled cases, of which {len(self.fold.val)} validate"
+        )
+
+    def next_commands(self, plans: str, configuration: str) -> Iterator[str]:
+        """Give nnU-Net's commands that train with it."""
+        from nnunet_ssl.data.dataset_names import RESIDUAL_ENCODER_PLANS, id_of, planning_command
+
+        name, known = self.folder.name, RESIDUAL_ENCODER_PLANS.fullmatch(plans) is not None
+        yield f"next: {planning_command(name, plans)}"
+        more = f" -p {quote(plans)}" if known else ""
+        yield f"then: nnUNetv2_train {id_of(name)} {quote(configuration)} 0{more}"
+
+
+def score(one: "Uncertainty") -> dict[str, Any]:
+    """Return what is measured of a prediction, with None for what json has no number for."""
+    measured = {"entropy": one.entropy, "disagreement": one.disagreement}
+    return {name: finite(value) for name, value in measured.items()} | {
+        "confidence": {name: finite(value) for name, value in one.confidence.items()}
+    }
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None for NaN."""
+    return None if math.isnan(value) else value
+
+
+def new_dataset(
+    options: argparse.Namespace, name: str, checkpoint: Path, files: Mapping[str, Sequence[Path]]
+) -> NewDataset | None:
+    """Return the data set that is to be written, None without --as-dataset; whatever is in its way is said here.
+
+    Raises:
+        ValueError: --accept without --as-dataset, or no number or share; the id is taken; the fold has no split or
+            lacks labels; an unlabeled scan is a labeled or test case.
+    """
+    if options.as_dataset is None:
+        if options.accept is not None:
+            raise ValueError("--accept goes with --as-dataset")
+        return None
+
+    from nnunet_ssl.conversion.pseudolabeled_dataset import dataset_folder, labeled_fold, refuse_labeled_scans
+    from nnunet_ssl.data.raw_files import RawDataset
+    from nnunet_ssl.data.split_file import NO_ESTIMATE
+    from nnunet_ssl.data.unlabeled_preprocessing import file_digest
+    from nnunet_ssl.splits.make_splits import number_or_share
+
+    accept = number_or_share(options.accept or ALL, "--accept is a number of scans")
+    model = {
+        "trainer": options.tr,
+        "plans": options.p,
+        "configuration": options.c,
+        "fold": options.f,
+        "checkpoint": checkpoint.name,
+        "sha256": file_digest(checkpoint),
+    }
+    words = {"dataset": name, "model": model, "accept": options.accept or ALL}
+    raw = RawDataset.open(Path(os.environ["nnUNet_raw"], name))
+    preprocessed = Path(os.environ["nnUNet_preprocessed"], name)
+    folder = dataset_folder(options.as_dataset, name, words)
+    fold = labeled_fold(raw, preprocessed / "splits_final.json", options.f)
+    refuse_labeled_scans(raw, preprocessed, list(files), fold)
+    warn_of_changed_split(checkpoint, fold)
+    if {*fold.train} == {*fold.val}:
+        print(f"WARNING: {NO_ESTIMATE}")
+    return NewDataset(folder, raw, fold, accept, words)
+
+
+def warn_of_changed_split(checkpoint: Path, fold: "LabeledFold") -> None:
+    """Warn where the checkpoint tells of another split than there is now: the model may have seen what validates."""
+    import torch
+
+    from nnunet_ssl.data.split_file import split_digest
+    from nnunet_ssl.training.checkpoints import load_checkpoint_file
+
+    now = split_digest(fold.train, fold.val, ())
+    ours = load_checkpoint_file(checkpoint, torch.device("cpu")).get("nnunet_ssl", {})
+    if ours.get("train_and_val", now) != now:
+        print(
+            "WARNING: splits_final.json has other cases in train or val now than this model was trained with. If it "
+            "has seen cases that validate, their scores are too good, in trainings with its pseudo-labels too"
+        )
