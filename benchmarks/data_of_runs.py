@@ -38,8 +38,15 @@ def draw_split(source: Path, labeled: int | None, seed: int, fold: int) -> Split
 
 
 def own_split(source: Path, with_all_labels: bool, fold: int) -> Split:
-    """Return a fold of the data set's own split, or with all of its labels: those of its unlabeled cases too."""
-    own = read_splits(source / "splits_final.json")[fold]
+    """Return a fold of the data set's own split, or with all of its labels: those of its unlabeled cases too.
+
+    Raises:
+        ValueError: there is no such fold.
+    """
+    folds = read_splits(source / "splits_final.json")
+    if not 0 <= fold < len(folds):
+        raise ValueError(f"there is no fold {fold}: {source / 'splits_final.json'} has {len(folds)}, the first is 0")
+    own = folds[fold]
     if not with_all_labels:
         return own
     there = set(labeled_cases(source))

@@ -139,6 +139,10 @@ def test_another_fold_of_the_own_split(hippocampus, options_of):
     assert everything.split["val"] == ["case.3"]
     assert ours.facts["setting"]["fold"] == "own split, fold 1"
     assert ours.facts["head"] == 1
+    for fold in (-1, 2):
+        options.fold = fold
+        with pytest.raises(ValueError, match=f"there is no fold {fold}: .*splits_final.json has 2, the first is 0"):
+            label_efficiency.plan_runs(options)
 
 
 def test_a_variant_is_named_by_its_options_and_the_baseline_has_none(hippocampus, options_of):
