@@ -119,8 +119,10 @@ def train(rank: int, root: Path, root_of_2d: Path, report: Path, port: int, name
     point_to(of_3d)
     results["uneven"] = uneven_gradients(of_3d)
     results["gathered"] = gather_tensor(torch.tensor([[float(rank)], [10.0 + rank]], requires_grad=True)).tolist()
+    results["collectives_of_3d"] = collectives_of_a_step(of_3d, "nnUNetTrainerCPS")["step"]
     point_to(of_2d)
     results["collectives"] = {name: collectives_of_a_step(of_2d, name) for name in SUPERVISED_LOSSES}
+    results["refused"] = losses_of_some(of_2d)
     gathered: list = [None, None]
     dist.all_gather_object(gathered, results)
     if rank == 0:
@@ -178,6 +180,31 @@ def uneven_gradients(dataset: TinyDataset) -> dict[str, object]:
             "moved": not torch.equal(trainer.parts["nowhere"].weight, before),
         },
     }
+
+
+class OfSome(SemiSupervisedTrainer):
+    """Has a second supervised loss that only the second process computes, as its last line or before another term."""
+
+    last = False  # whether the loss of some is the last one
+
+    def training_losses(self, labeled, unlabeled):
+        yield {"supervised": self.supervised_loss(labeled)}
+        if self.local_rank == 1:
+            yield {"again": self.supervised_loss(labeled)}
+        if not self.last:
+            yield {"unsupervised": self.forward_pass(unlabeled.weak).logits.mean()}
+
+
+def losses_of_some(dataset: TinyDataset) -> list[str]:
+    """Return what a step says in which some processes compute a loss with a Dice over all of them."""
+    messages = []
+    for last in (False, True):
+        trainer = started(dataset, OfSome, warmup_fraction=0.0, last=last)
+        try:
+            trainer.train_step(next(trainer.dataloader_train))
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
 
 
 def collectives_of_a_step(dataset: TinyDataset, name: str) -> dict[str, int]:

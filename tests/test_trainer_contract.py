@@ -379,7 +379,12 @@ def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path, monkeypatch):
     for counts in found.pop("collectives"):
         for name, losses in SUPERVISED_LOSSES.items():
             assert counts[name]["loss"] > 0, "the Dice is over all processes here"
-            assert counts[name]["step"] == losses * counts[name]["loss"] + 1, "one averaging of gradients"
+            after = counts[name]["step"] - losses * counts[name]["loss"]
+            assert after == 2, "that no loss follows, and one averaging of gradients"
+    assert found.pop("collectives_of_3d") == [1, 1], "one averaging of gradients"
+    for messages in found.pop("refused"):
+        assert len(messages) == 2
+        assert all("equally often in each process, or use masked_loss" in message for message in messages)
     first, second = found.pop("uneven")
     assert first["state"] == second["state"]
     assert second["share"] == pytest.approx(0.5), "a gradient that one of two processes lacks counts as zero there"

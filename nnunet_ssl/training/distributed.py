@@ -65,6 +65,36 @@ def _on_device(flags: tuple[bool, ...], device: torch.device) -> Tensor:
     return torch.tensor(flags, dtype=torch.float32, device=device)
 
 
+class SupervisedLosses:
+    """Refuses a supervised loss that not every process computes, where its Dice is over the batches of all of them.
+
+    Those that compute it would wait for the others without end. The processes ask each other from host to host, so none
+    waits for its device.
+    """
+
+    def __init__(self, have_common_dice: bool) -> None:
+        is_gloo = have_common_dice and dist.get_backend() == "gloo"
+        self.group = dist.new_group(backend="gloo") if have_common_dice and not is_gloo else None
+        self.have_common_dice = have_common_dice
+
+    def agree(self, on_another: bool) -> None:
+        """Agree before each supervised loss of a step that another one comes, and at the end of the losses that none.
+
+        Raises:
+            ValueError: in all processes, where they disagree.
+        """
+        if not self.have_common_dice:
+            return
+        with_another = torch.tensor(int(on_another))
+        dist.all_reduce(with_another, group=self.group)
+        if 0 < int(with_another) < dist.get_world_size():
+            raise ValueError(
+                "some processes compute a supervised_loss more than others in this step, and its Dice is over the "
+                "batches of all of them: call supervised_loss equally often in each process, or use masked_loss, "
+                "whose Dice is of one process"
+            )
+
+
 def union_over_processes(names: Iterable[str]) -> list[str]:
     """Return the names that any process has, sorted."""
     names = set(names)

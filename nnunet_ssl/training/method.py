@@ -177,13 +177,17 @@ class Method:
     ) -> Tensor:
         """Return nnU-Net's own loss of a labeled batch, as a scalar.
 
-        With several processes its Dice may be over all of their batches: each process has to call it.
+        With several processes its Dice may be over all of their batches: each process has to call it equally often.
 
         Args:
             labeled: the batch.
             network: the name of the network that sees it; None is nnU-Net's own.
             outputs: those of a pass that was made already.
+
+        Raises:
+            ValueError: in all processes, if the Dice is over all of them and not each of them calls it.
         """
+        self.supervised_losses.agree(on_another=True)
         if outputs is None:
             outputs = self.forward_pass(labeled.image, network).outputs
         return self.loss(outputs if self.enable_deep_supervision else outputs[0], labeled.target)

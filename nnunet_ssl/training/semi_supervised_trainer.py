@@ -79,6 +79,7 @@ class SemiSupervisedTrainer(Method, ResumableTrainer):
                 self.grad_scaler = None
         super().initialize()
         self.is_ddp = is_ddp
+        self.supervised_losses = distributed.SupervisedLosses(is_ddp and self.configuration_manager.batch_dice)
         if is_ddp:
             self._set_batch_size_and_oversample()
             loss_of_one_process, self.loss = self.loss, self._build_loss()
@@ -203,6 +204,7 @@ class SemiSupervisedTrainer(Method, ResumableTrainer):
             yield from self.warmup_losses(labeled)
         elif stage == MAIN:
             yield from self.training_losses(labeled, unlabeled)
+        self.supervised_losses.agree(on_another=False)
         # nnU-Net centres the last samples of a batch on foreground.
         at_random = round(self.batch_size * (1 - self.oversample_foreground_percent))
         self.observer.observe_labels(labeled.full_target[:at_random])
