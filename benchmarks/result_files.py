@@ -38,7 +38,7 @@ class Run:
     Attributes:
         experiment: what all of its runs share: data, network, steps, validation cases.
         trainer: its name.
-        variant: `default`, `all`, or the options in words.
+        variant: `default`, `all`, the options in words, or which cases were added (which_to_label.py).
         seed: of the training, and of the labeled cases where they are drawn.
     """
 

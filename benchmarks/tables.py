@@ -6,7 +6,8 @@
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`; with `section` instead of `table` its
 title and setting come too, and nothing while no run is finished. tables.toml says which tables there are. Results of
 trainers whose code has changed since are named as stale. `<!-- step_time: NAME -->` stands before the table that
-step_time.py wrote to results/step_time/NAME.csv.
+step_time.py wrote to results/step_time/NAME.csv. `<!-- gains: NAME,NAME -->` stands before a table of trainers that is
+written by hand: its last columns are the differences of these tables, by trainer.
 """
 
 import argparse
@@ -35,8 +36,10 @@ FOLDS = {
 }
 BY_CASE = ("dice", "hd95", "asd", "circumference_error")  # what a result has of each case
 NOTHING = "No finished runs yet."
-MARKER = re.compile(r"^(<!-- (table|section|step_time): (\S+) -->\n)(.*?)(<!-- end -->)$", re.DOTALL | re.MULTILINE)
-START = re.compile(r"^<!-- (table|section|step_time):", re.MULTILINE)
+MARKER = re.compile(
+    r"^(<!-- (table|section|step_time|gains): (\S+) -->\n)(.*?)(<!-- end -->)$", re.DOTALL | re.MULTILINE
+)
+START = re.compile(r"^<!-- (table|section|step_time|gains):", re.MULTILINE)
 
 STEP_COLUMNS = {
     "trainer": "trainer",
@@ -136,16 +139,39 @@ def with_tables(text: str, tables: dict[str, Table], results: Path = RESULTS) ->
         raise ValueError("each <!-- table: NAME -->, section or step_time has an <!-- end --> of its own")
 
     def replaced(match: re.Match) -> str:
-        start, kind, name, _, end = match.groups()
+        start, kind, name, old, end = match.groups()
         if kind == "step_time":
             return f"{start}\n{step_table(results / kind / f'{name}.csv')}\n\n{end}"
-        if name not in tables:
-            raise ValueError(f"tables.toml has no table {name}")
+        if missing := [one for one in name.split(",") if one not in tables]:
+            raise ValueError(f"tables.toml has no table {', '.join(missing)}")
+        if kind == "gains":
+            return start + with_gains(old, [tables[one] for one in name.split(",")], results) + end
         rows = rows_of(tables[name], results)
         made = table_of(tables[name], rows) if kind == "table" else section_of(tables[name], rows)
         return f"{start}\n{made}\n\n{end}" if made else start + end
 
     return MARKER.sub(replaced, text)
+
+
+def with_gains(text: str, tables: list[Table], results: Path) -> str:
+    """Return a table of trainers whose last columns are what each gained: the baseline's Dice, others' difference."""
+    gains = [{row.trainer: row for row in rows_of(table, results) if row.variant == DEFAULT} for table in tables]
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if trainer := re.search(r"`(nnUNetTrainer\w*)`", line):
+            kept = line.strip().strip("|").split("|")[: -len(tables)]
+            cells = [gain_cell(of_table.get(trainer[1])) for of_table in gains]
+            lines[number] = f"|{'|'.join(kept)}| {' | '.join(cells)} |\n"
+    return "".join(lines)
+
+
+def gain_cell(row: Row | None) -> str:
+    """Return the difference of a row, the Dice of the baseline, nothing of what was not measured."""
+    if row is None:
+        return ""
+    if row.difference is not None:
+        return f"{row.difference.mean:+.3f}"
+    return f"{mean(mean(dice_of_cases(result).values()) for result in row.results.values()):.3f}"
 
 
 def section_of(table: Table, rows: list[Row]) -> str:
@@ -243,7 +269,8 @@ def compare(table: Table, results: dict[int, Result], baseline: dict[int, Result
         plain, name = baseline[seed], f"{table.name}: {result['trainer']}, {result['variant']}, seed {seed}"
         if result["setting"] != plain["setting"]:
             raise ValueError(f"{name} was trained in another setting than {BASELINE}")
-        if result["variant"] != ALL_LABELED and result["split"]["digest"] != plain["split"]["digest"]:
+        has_own_labels = result["variant"] == ALL_LABELED or "added" in result
+        if not has_own_labels and result["split"]["digest"] != plain["split"]["digest"]:
             raise ValueError(f"{name} was trained on another split than {BASELINE}")
         if result["dice"].keys() != plain["dice"].keys():
             raise ValueError(f"{name} has other validation cases than {BASELINE}")

@@ -264,6 +264,22 @@ def test_tables_stand_between_their_markers(finished):
     assert tables.with_tables(new, {"mine": TABLE}, finished) == new
 
 
+def test_gains_fill_the_last_columns_of_a_table_by_hand(finished):
+    text = (
+        "<!-- gains: mine,other -->\n\n| method | `-tr` | mine | other |\n| --- | --- | --- | --- |\n"
+        "| none | `nnUNetTrainer` | | old |\n| BCP | `nnUNetTrainerBCP` | 1 | 2 |\n| x | `nnUNetTrainerX` | 3 | 4 |\n"
+        "\n<!-- end -->\n"
+    )
+    known = {"mine": TABLE, "other": tables.Table("other", (1,))}
+    made = tables.with_tables(text, known, finished)
+    assert made.splitlines()[4:7] == [
+        "| none | `nnUNetTrainer` | 0.500 |  |",
+        "| BCP | `nnUNetTrainerBCP` | +0.040 |  |",
+        "| x | `nnUNetTrainerX` |  |  |",
+    ]
+    assert tables.with_tables(made, known, finished) == made
+
+
 def test_a_table_of_step_times_stands_after_its_marker(tmp_path):
     (tmp_path / "step_time").mkdir()
     (tmp_path / "step_time" / "here.csv").write_text(
@@ -290,6 +306,7 @@ def test_without_results_a_table_says_so_and_a_section_is_left_out(tmp_path):
         ("<!-- table: mine -->\n", "has an <!-- end --> of its own"),
         ("<!-- table: mine -->\n<!-- table: mine -->\n<!-- end -->\n", "has an <!-- end --> of its own"),
         ("<!-- table: other -->\n<!-- end -->\n", "tables.toml has no table other"),
+        ("<!-- gains: mine,other -->\n<!-- end -->\n", "tables.toml has no table other"),
     ],
 )
 def test_wrong_markers(tmp_path, text, problem):
