@@ -126,6 +126,27 @@ def cut_mix(maps: Sequence[Tensor], probability: float, shares: tuple[float, flo
     return [torch.where(boxes, partner(whole), whole) for whole in maps]
 
 
+def random_pairs(box: Tensor, batch_size: int, unlabeled_share: float) -> tuple[Tensor, Tensor]:
+    """Return where mixed images are labeled, and where they are the next unlabeled one; elsewhere they are unlabeled.
+
+    Each image is drawn to be one of three pairs: a labeled image around a box of an unlabeled one, the reverse, or an
+    unlabeled image around a box of the next one. At batch size 1, where there is no next one, the third is not drawn.
+
+    Args:
+        box: bool (1 or B, 1, *spatial).
+        batch_size: B.
+        unlabeled_share: how probable the third pair is, in [0, 1]; the first two share the rest.
+
+    Returns:
+        Two masks, each bool (B, 1, *spatial).
+    """
+    draws = torch.rand(batch_size).to(box.device, non_blocking=True).view(-1, *[1] * (box.ndim - 1))
+    unlabeled_share = unlabeled_share if batch_size > 1 else 0.0
+    labeled_is_outside = draws < 0.5 * (1.0 - unlabeled_share)
+    both_unlabeled = draws >= 1.0 - unlabeled_share
+    return (box ^ labeled_is_outside) & ~both_unlabeled, box & both_unlabeled
+
+
 def mix_labeled_with_unlabeled(
     space: LabelSpace, is_labeled: Tensor, labeled: tuple[Tensor, Tensor], unlabeled: tuple[Tensor, Tensor]
 ) -> Mixed:

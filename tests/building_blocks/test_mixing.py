@@ -14,6 +14,7 @@ from nnunet_ssl.building_blocks.mixing import (
     random_blocks,
     random_box,
     random_boxes,
+    random_pairs,
     random_shares,
 )
 
@@ -148,3 +149,28 @@ def test_mixing_with_regions_takes_the_ignore_channel_from_the_labeled_image():
     )
     assert mixed.labels.tolist() == [[[1, 0, 0], [0, 0, 1]]]
     assert [part.tolist() for part in mixed.parts] == [[[[True, False, False]]], [[[False, False, True]]]]
+
+
+def test_pairs_are_drawn_as_often_as_asked_for():
+    box = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    box[..., :2, :2] = True
+    torch.manual_seed(0)
+    is_labeled, is_next = random_pairs(box, 4000, 0.4)
+    labeled_inside = (is_labeled == box).flatten(1).all(1)
+    labeled_outside = (is_labeled == ~box).flatten(1).all(1)
+    unlabeled = (is_next == box).flatten(1).all(1)
+    assert (labeled_inside.int() + labeled_outside.int() + unlabeled.int() == 1).all()
+    assert not (is_labeled & is_next).any()
+    assert not is_labeled[unlabeled].any()
+    assert not is_next[~unlabeled].any()
+    shares = [kind.float().mean().item() for kind in (labeled_inside, labeled_outside, unlabeled)]
+    assert shares == pytest.approx([0.3, 0.3, 0.4], abs=0.03)
+
+
+def test_a_single_image_has_no_next_one():
+    box = torch.zeros(1, 1, 4, dtype=torch.bool)
+    box[..., :2] = True
+    for _ in range(20):
+        is_labeled, is_next = random_pairs(box, 1, 1.0)
+        assert not is_next.any()
+        assert is_labeled.sum() == 2
