@@ -13,9 +13,9 @@ from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 class nnUNetTrainerSSL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     """SSL: every mixed image is a pair, labeled with unlabeled or unlabeled with unlabeled; the teacher labels.
 
-    Ours. It puts together what was seen to act in other methods: boxes pasted between labeled and unlabeled images (BCP,
-    Bai et al., CVPR 2023, https://arxiv.org/abs/2305.00673), boxes between unlabeled ones (CutMix, Yun et al., ICCV
-    2019, https://arxiv.org/abs/1905.04899) and the teacher's sure labels (FixMatch, Sohn et al., NeurIPS 2020,
+    Ours. It puts together what was seen to act in other methods: boxes pasted between labeled and unlabeled images
+    (BCP, Bai et al., CVPR 2023, https://arxiv.org/abs/2305.00673) and between unlabeled ones (CutMix, Yun et al.,
+    ICCV 2019, https://arxiv.org/abs/1905.04899), and the teacher's sure labels (FixMatch, Sohn et al., NeurIPS 2020,
     https://arxiv.org/abs/2001.07685), in one pass of the student.
 
         warm-up:  L = L_seg(f(x; θ), y)
