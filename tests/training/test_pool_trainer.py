@@ -266,3 +266,23 @@ def test_labels_beyond_a_byte_have_two(tiny_dataset):
     for labels, expected in (([0, 255], np.uint8), ([0, 256], np.uint16)):
         predictor.label_manager._all_labels = labels
         assert WholePool({}, predictor, print).type == expected
+
+
+@pytest.mark.parametrize(("cases", "processes"), [(130, 3), (121, 2), (2, 3), (7, 1)])
+def test_each_process_predicts_its_share_and_all_meet_equally_often(monkeypatch, tmp_path, cases, processes):
+    monkeypatch.setattr(whole_pool, "image_file", lambda folder, case: folder)
+    monkeypatch.setattr(PoolPredictions, "has", lambda self, case, file: case.endswith("7"))
+    predicted, meetings = [], []
+    monkeypatch.setattr(WholePool, "_predict_case", lambda self, case, *_: predicted.append(case))
+    names = [f"case{i:03d}" for i in range(cases)]
+    pool = WholePool.__new__(WholePool)
+    pool.folders = dict.fromkeys(names, tmp_path)
+    for rank in range(processes):
+        met = []
+        monkeypatch.setattr(whole_pool.distributed, "place_among_processes", lambda: (rank, processes))  # noqa: B023
+        monkeypatch.setattr(whole_pool.distributed, "wait_for_all", lambda: met.append(rank))  # noqa: B023
+        pool.predict(PoolPredictions(tmp_path), None)
+        meetings.append(len(met))
+    assert sorted(predicted) == [name for name in names if not name.endswith("7")]
+    assert len(set(meetings)) == 1
+    assert meetings[0] == 1 + cases // processes // whole_pool.MEET_EVERY
