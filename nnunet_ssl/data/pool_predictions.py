@@ -100,7 +100,7 @@ class PoolPredictions:
 def open_round(root: Path, made_by: Mapping[str, Any]) -> PoolPredictions | None:
     """Return the predictions that were made by an epoch and a model; None if there are no such ones."""
     folder = _folder_of(root, made_by)
-    return PoolPredictions(folder) if made_by and read_json(folder / ROUND) == dict(made_by) else None
+    return PoolPredictions(folder) if read_json(folder / ROUND) == dict(made_by) else None
 
 
 def begin_round(root: Path, made_by: Mapping[str, Any], before: Mapping[str, Any]) -> PoolPredictions:
@@ -113,7 +113,7 @@ def begin_round(root: Path, made_by: Mapping[str, Any], before: Mapping[str, Any
     """
     kept = [made_by, before]
     for folder in root.glob("epoch_*"):
-        if not any(folder == _folder_of(root, one) and open_round(root, one) for one in kept if one):
+        if not any(folder == _folder_of(root, one) and open_round(root, one) for one in kept):
             shutil.rmtree(folder)
     predictions = PoolPredictions(_folder_of(root, made_by))
     write_json_atomically(dict(made_by), predictions.folder / ROUND)

@@ -273,6 +273,15 @@ def test_patches_are_drawn_around_a_small_structure(tiny_dataset, dim, probabili
     assert share == pytest.approx(expected, abs=0.11 if probability < 1 else 0)
 
 
+def test_batches_of_one_patch_are_centred_as_often(tiny_dataset):
+    """Where nnU-Net's labeled ones are centred always or never."""
+    dataset = tiny_dataset(dim=2, batch_size=1)
+    unlabeled = loader(dataset, cutting(2, dataset.case.patch_size), probability=0.4, more=0)
+    unlabeled.use_predictions(predicted(dataset, lesion), CASES)
+    np.random.seed(0)
+    assert 20 < sum(bool(next(unlabeled)["pseudo_label"].any()) for _ in range(80)) < 50
+
+
 def test_without_predicted_foreground_patches_come_from_everywhere(tiny_dataset):
     dataset = tiny_dataset(batch_size=30)
     unlabeled = loader(dataset, cutting(3, dataset.case.patch_size), probability=1.0, more=0)
