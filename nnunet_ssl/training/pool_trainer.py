@@ -68,16 +68,16 @@ class PoolTrainer(ResumableTrainer):
             self.network.eval()
             self.set_deep_supervision_enabled(False)
             predictor = predictor_for(self, self.mirror_axes if self.predicts_mirrored else ())
-            before, made_by = open_round(root, self._round), self._round
-            if before is None or not goes_on:
+            made_by = self._round
+            if not goes_on or open_round(root, self._round) is None:
                 made_by = {"epoch": self.current_epoch, "model": model_digest(self.networks[name], predictor)}
-                made_by = distributed.of_first_process(made_by)
-                if self.local_rank == 0:
-                    begin_round(root, made_by, self._round)
-                distributed.wait_for_all()
+            made_by = distributed.of_first_process(dict(made_by))
+            if self.local_rank == 0:
+                begin_round(root, made_by, self._round)
+            distributed.wait_for_all()
             predictions = open_round(root, made_by)
             pool = WholePool(self.streams[1].images.folders, predictor, self.print_to_log_file)
-            done = pool.predict(predictions, None if goes_on else before)
+            done = pool.predict(predictions, None if goes_on else open_round(root, self._round))
         self._round = made_by
         self._use(predictions)
         seconds = time.perf_counter() - started
