@@ -28,7 +28,7 @@ import torch
 
 from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.data.places import Place
-from nnunet_ssl.data.views import VIEWS
+from nnunet_ssl.data.views import IMAGES, LABEL
 
 HERE = Path(__file__).parent
 WARMUP_TURNS = 3  # not counted
@@ -151,7 +151,7 @@ def make_batch(trainer: Any) -> dict[str, Any]:  # noqa: ANN401
     size = (1, 1, *configuration.patch_size)[-3:]
     places = tuple(Place(key, (i, 0, 0), size, (size[0] + len(keys), *size[1:])) for i, key in enumerate(keys))
     where = {"keys": keys, "places": places}
-    unlabeled = {view: torch.randn(shape) for view in VIEWS} | where
+    unlabeled = {view: torch.randn(shape) for view in IMAGES} | {LABEL: target[0]} | where
     return {"data": torch.randn(shape), "target": target, **where, "unlabeled": unlabeled}
 
 

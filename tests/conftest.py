@@ -294,6 +294,8 @@ def make_trainer(dataset: TinyDataset, trainer_class: type, fold: int | str = 0,
     if hasattr(trainer, "training_losses"):
         told = {name: of(dataset.case) for name, of in OPTIONS_OF_DATA.items() if hasattr(trainer_class, name)}
         told |= {name: value for name, value in OPTIONS_OF_NETWORKS.items() if hasattr(trainer_class, name)}
+        if trainer_class.prediction_rounds:
+            told |= {"predicts_mirrored": False}  # an eighth of the passes
         if not is_at_hand(trainer_class):
             pytest.skip(f"{LIBRARY_OF_NETWORKS} is not installed")
         if not resume:

@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import data_of_runs as data
 import label_efficiency
+import pool_time
 import result_files
 import step_time
 import train_one
@@ -388,3 +389,17 @@ def test_step_time_of_two_networks_and_of_the_host(tmp_path, monkeypatch):
     rows = [step_time.row_of(name, timings, dict.fromkeys(timings, 1.0)) for name in names]
     assert [row["host_seconds"] for row in rows] == [0.0, 0.0, 4.0], "three to warm up are not counted"
     assert list(rows[0]) == list(step_time.COLUMNS)
+
+
+def test_pool_time_is_of_steps_and_of_whole_cases(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    network = "--features 4 8 8 8 --batch-size 1 --device cpu --threads 1 --steps 1"
+    words = f"--configuration 2d --cases 10 --shape 3 50 35 --rounds 2 {network}"
+    monkeypatch.setattr(sys, "argv", ["pool_time.py", *words.split()])
+    options = pool_time.parse_arguments()
+    step, cases = pool_time.measure(options)
+    assert step > 0
+    assert list(cases) == ["mirrored", "not mirrored"]
+    assert 1 < cases["mirrored"] / cases["not mirrored"] < 8, "four passes instead of one"
+    assert pool_time.share_of_run(0.5, 0.2, options, 1000) == pytest.approx(2 * 10 * 0.2 / 500)

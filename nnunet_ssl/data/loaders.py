@@ -12,8 +12,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 from nnunet_ssl.data.places import NotesPlaces, Place, SpreadDraws, number_of_places, places_of
+from nnunet_ssl.data.pool_predictions import PoolPredictions
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
-from nnunet_ssl.data.views import VIEWS, ViewsTransform
+from nnunet_ssl.data.views import LABEL, VIEWS, ViewsTransform
 
 Augmenter = NonDetMultiThreadedAugmenter | SingleThreadedAugmenter
 
@@ -43,7 +44,7 @@ class LabeledBatch:
 
 @dataclass(frozen=True)
 class UnlabeledBatch:
-    """A batch without labels; there is no attribute from which to take one.
+    """A batch without labels; there is no attribute from which to take a true one.
 
     In an epoch that is labeled-only it is empty: all views are None, and there is no key.
 
@@ -53,6 +54,8 @@ class UnlabeledBatch:
         second_strong: as `strong`, with other random numbers; None if the trainer does not ask for it.
         keys: the case of each sample.
         places: where in its case each sample lies.
+        pseudo_label: what was predicted for the whole image, with the geometry of the views: integers (B, 1, *spatial),
+            or 0/1 maps (B, R, *spatial); None if the trainer does not ask for it, or nothing is predicted yet.
     """
 
     weak: Tensor | None
@@ -60,6 +63,7 @@ class UnlabeledBatch:
     second_strong: Tensor | None
     keys: tuple[str, ...]
     places: tuple[Place, ...] = ()
+    pseudo_label: Tensor | None = None
 
 
 class LabeledLoader(NotesPlaces):
@@ -71,7 +75,10 @@ class LabeledLoader(NotesPlaces):
 
 
 class UnlabeledLoader(NotesPlaces):
-    """nnU-Net's loader over images without labels: patches from anywhere in the image, in several views."""
+    """nnU-Net's loader over images without labels, in several views.
+
+    Patches come from anywhere in the image; some of them, once the images are predicted, from around foreground.
+    """
 
     def __init__(
         self,
@@ -80,6 +87,7 @@ class UnlabeledLoader(NotesPlaces):
         label_manager: LabelManager,
         views: tuple[str, ...],
         position_bins: int | None = None,
+        foreground_probability: float = 0.0,
     ) -> None:
         """Take batch size, patch sizes and augmentation from the labeled loader.
 
@@ -90,6 +98,7 @@ class UnlabeledLoader(NotesPlaces):
             views: see data/views.py.
             position_bins: spreads each batch over so many bins of positions, see `SpreadDraws`; None: cases and patches
                 are drawn as nnU-Net draws them.
+            foreground_probability: of each patch, to be centred on a voxel of predicted foreground.
         """
         dim = 2 if labeled.patch_size_was_2d else 3
         super().__init__(
@@ -98,11 +107,21 @@ class UnlabeledLoader(NotesPlaces):
             labeled.patch_size[-dim:],
             labeled.final_patch_size[-dim:],
             label_manager,
+            foreground_probability,
+            probabilistic_oversampling=foreground_probability > 0.0,  # nnU-Net draws no number for it otherwise
             transforms=ViewsTransform(labeled.transforms.transforms, views),
         )
         # nnU-Net would look for annotated voxels, and there are none.
         self.has_ignore = False
+        self.images = dataset
+        self.images.gives_labels = LABEL in views
+        self.num_label_maps = label_manager.num_segmentation_heads  # without that of an ignore label
         self.draws = None if position_bins is None else SpreadDraws(position_bins)
+
+    def use_predictions(self, predictions: PoolPredictions, cases: Sequence[str]) -> None:
+        """Take labels and foreground from predictions, and draw from these cases alone; for batches that come later."""
+        self.images.predictions = predictions
+        self.indices = list(cases)
 
     def get_indices(self) -> Any:  # noqa: ANN401 - an array of names
         """Draw the cases of a batch."""
@@ -121,7 +140,9 @@ class UnlabeledLoader(NotesPlaces):
     def generate_train_batch(self) -> dict[str, Any]:
         """Return {"weak": (B, C, *spatial), "strong": ..., "keys": ..., "places": ...} with the views asked for."""
         batch = super().generate_train_batch()
-        views = {name: batch["data"][:, i].contiguous() for i, name in enumerate(self.transforms.views)}
+        views = {name: batch["data"][:, i].contiguous() for i, name in enumerate(self.transforms.images)}
+        if self.images.gives_labels and self.images.predictions is not None:
+            views[LABEL] = batch["target"][:, : self.num_label_maps].contiguous()
         return {**views, "keys": batch["keys"], "places": batch["places"]}
 
 

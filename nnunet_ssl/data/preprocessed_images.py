@@ -7,10 +7,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+
+if TYPE_CHECKING:
+    from nnunet_ssl.data.pool_predictions import PoolPredictions
 
 Image = np.ndarray | blosc2.NDArray
 
@@ -30,18 +34,19 @@ def open_image(folder: Path, case: str) -> Image:
     file = image_file(folder, case)
     if file is None:
         raise FileNotFoundError(f"{folder} holds no preprocessed case {case}")
-    return _open(file, "data")
+    return open_array(file, "data")
 
 
 def open_outside(folder: Path, case: str) -> Image:
     """Open the map (1, *spatial) that nnU-Net makes of an image without label: -1 outside of the image, 0 inside."""
     if (folder / f"{case}_seg.b2nd").exists():
-        return _open(folder / f"{case}_seg.b2nd", "seg")
+        return open_array(folder / f"{case}_seg.b2nd", "seg")
     unpacked = folder / f"{case}_seg.npy"
-    return _open(unpacked if unpacked.exists() else folder / f"{case}.npz", "seg")
+    return open_array(unpacked if unpacked.exists() else folder / f"{case}.npz", "seg")
 
 
-def _open(file: Path, name: str) -> Image:
+def open_array(file: Path, name: str = "data") -> Image:
+    """Open an array for reading in parts, in whichever of nnU-Net's formats; `name` is that of one in an archive."""
     if file.suffix == ".b2nd":
         mapped = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net: memory mapping fails on Windows
         return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1}, **mapped)
@@ -56,11 +61,14 @@ class UnlabeledDataset(nnUNetBaseDataset):
         super().__init__(folder="", identifiers=sorted(folders))
         self.folders = folders
         self.without_labels = without_labels
+        self.predictions: PoolPredictions | None = None
+        self.gives_labels = False
 
-    def load_case(self, identifier: str) -> tuple[Image, Image, None, dict]:
-        """Return image, outside of the image, no previous stage, no class locations.
+    def load_case(self, identifier: str) -> tuple[Image, Image, Image | None, dict]:
+        """Return image, outside of the image, predicted labels, and where predicted classes are: none before they are.
 
         Of a case that has a label on disk nothing but the image is opened; its outside is all zeros, without memory.
+        The predicted labels (*spatial), if they are asked for, stand where nnU-Net has those of a previous stage.
         """
         folder = self.folders[identifier]
         image = open_image(folder, identifier)
@@ -68,7 +76,10 @@ class UnlabeledDataset(nnUNetBaseDataset):
             outside = open_outside(folder, identifier)
         else:
             outside = np.broadcast_to(np.int8(0), (1, *image.shape[1:]))
-        return image, outside, None, {"class_locations": {}}
+        if self.predictions is None:
+            return image, outside, None, {"class_locations": {}}
+        labels = self.predictions.labels(identifier) if self.gives_labels else None
+        return image, outside, labels, {"class_locations": self.predictions.class_locations(identifier)}
 
     @staticmethod
     def save_case(data: np.ndarray, seg: np.ndarray, properties: dict, output_filename_truncated: str) -> None:

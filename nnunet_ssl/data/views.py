@@ -1,4 +1,4 @@
-"""Weak and strong views of one patch with one geometry, made of the transforms that nnU-Net trains with."""
+"""Weak and strong views of one patch with one geometry, and its predicted label, by nnU-Net's own transforms."""
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform, SegOnlyTransform
@@ -8,10 +8,15 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 from torch import Tensor
 
-VIEWS = ("weak", "strong", "second_strong")
+LABEL = "pseudo_label"
+IMAGES = ("weak", "strong", "second_strong")
+VIEWS = (*IMAGES, LABEL)
 GEOMETRIC = (Convert3DTo2DTransform, SpatialTransform, Convert2DTo3DTransform, MirrorTransform)
+OF_LABELS = (RemoveLabelTansform, ConvertSegmentationToRegionsTransform)
 
 
 class ViewsTransform(BasicTransform):
@@ -22,6 +27,8 @@ class ViewsTransform(BasicTransform):
     the image only, as nnU-Net does. Outside is where the segmentation is negative, and where all such channels are
     exactly zero: before resampling they are so outside the image, and a case whose label must not be read has nothing
     else to go by.
+
+    pseudo_label: the labels that were predicted for the whole image, with the geometry of the others.
     """
 
     def __init__(self, training_transforms: list[BasicTransform], views: tuple[str, ...]) -> None:
@@ -32,12 +39,13 @@ class ViewsTransform(BasicTransform):
             NotImplementedError: a transform that is neither geometric, nor on the image or the label alone.
         """
         super().__init__()
-        if not views or not set(views) <= set(VIEWS):
-            raise ValueError(f"views are some of {VIEWS}, got {views}")
-        self.views = views
+        self.images = tuple(name for name in views if name != LABEL)
+        if not self.images or not set(views) <= set(VIEWS):
+            raise ValueError(f"views are some of {VIEWS}, one of the first three among them, got {views}")
         self.geometric = _those(GEOMETRIC, training_transforms)
         self.intensity = _those(ImageOnlyTransform, training_transforms)
         self.masking = _those(MaskImageTransform, training_transforms)
+        self.of_labels = _those(OF_LABELS, training_transforms)
         self.masked_channels = [channel for mask in self.masking.transforms for channel in mask.apply_to_channels]
         known = [*self.geometric.transforms, *self.intensity.transforms, *self.masking.transforms]
         for transform in training_transforms:
@@ -45,24 +53,32 @@ class ViewsTransform(BasicTransform):
                 raise NotImplementedError(f"no place among the views for {type(_inner(transform)).__name__}")
 
     def __call__(self, image: Tensor, segmentation: Tensor) -> dict[str, Tensor]:
-        """Return {"image": (V, C, *spatial)}, the views in the order of `views`, and an empty segmentation.
+        """Return {"image": (V, C, *spatial)}, the views in the order of `images`, and the predicted label.
+
+        The label is nnU-Net's "segmentation" (1, *spatial), or for regions (R, *spatial); empty if none is given.
 
         Args:
             image: (C, *spatial).
-            segmentation: int (1, *spatial), -1 outside the image and where the patch reaches over its border.
+            segmentation: int (1, *spatial), -1 outside the image and where the patch reaches over its border; a second
+                channel is the label.
         """
-        sample = {"image": image}
+        sample, has_label = {"image": image}, len(segmentation) > 1
         if self.masked_channels:
             outside = (image[self.masked_channels] == 0).all(0)
-            sample["segmentation"] = segmentation.masked_fill(outside, -1)
+            segmentation = torch.cat([segmentation[:1].masked_fill(outside, -1), segmentation[1:]])
+        if self.masked_channels or has_label:
+            sample["segmentation"] = segmentation
         sample = self.geometric(**sample)
         views = {}
         for name in ("strong", "second_strong"):
-            if name in self.views:  # cloned, because the transforms work in place
+            if name in self.images:  # cloned, because the transforms work in place
                 views[name] = self.masking(**self.intensity(**sample | {"image": sample["image"].clone()}))["image"]
-        if "weak" in self.views:
+        if "weak" in self.images:
             views["weak"] = self.masking(**sample)["image"]
-        return {"image": torch.stack([views[name] for name in self.views]), "segmentation": torch.empty(0)}
+        label = torch.empty(0)
+        if has_label:
+            label = self.of_labels(segmentation=sample["segmentation"][1:])["segmentation"].short()
+        return {"image": torch.stack([views[name] for name in self.images]), "segmentation": label}
 
 
 def _inner(transform: BasicTransform) -> BasicTransform:

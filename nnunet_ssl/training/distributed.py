@@ -7,6 +7,7 @@ parameters, so that a method may add modules, freeze parts, and leave terms out 
 import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,6 +104,25 @@ def union_over_processes(names: Iterable[str]) -> list[str]:
         dist.all_gather_object(gathered, names)
         names = set().union(*gathered)
     return sorted(names)
+
+
+def place_among_processes() -> tuple[int, int]:
+    """Return the number of this process, from 0, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def of_first_process(thing: Any) -> Any:  # noqa: ANN401 - anything that can be pickled
+    """Return what the first process passes."""
+    things = [thing]
+    if dist.is_initialized():
+        dist.broadcast_object_list(things, src=0)
+    return things[0]
 
 
 def sum_array(counts: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("_weight",), "0 or more", lambda value: value >= 0.0),
     (("_concentration",), "more than 0", lambda value: value > 0.0),
 )
-MAY_BE_ZERO = ("seed", "_per_axis")  # other whole numbers count what there has to be
+MAY_BE_ZERO = ("seed", "_per_axis", "_rounds")  # other whole numbers count what there has to be
 NUMBERS = tuple(ending for endings, _, _ in RANGES for ending in endings)  # need not be whole: `_weight = 1` takes 0.5
 
 

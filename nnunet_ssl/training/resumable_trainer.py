@@ -1,6 +1,8 @@
 """nnU-Net's trainer with options of its runs, and runs that go on exactly where they stopped."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ class ResumableTrainer(TwoStreamTrainer):
     state: dict[str, run_state.Stateful]
     was_resumed: bool
     optimizer_steps: int
+    _round: Mapping[str, Any] = MappingProxyType({})  # of whole-pool predictions, the last one; see pool_trainer.py
 
     def _apply_settings(self) -> None:
         """Set what nnU-Net's constructor has set to its own defaults, then the options."""
@@ -91,6 +94,7 @@ class ResumableTrainer(TwoStreamTrainer):
             "options": self.options,
             **self._split_digests,
             "optimizer_steps": self.optimizer_steps,
+            "round": dict(self._round),
             "curves": self.observer.curves.values,
         }
         checkpoint = {
@@ -123,6 +127,7 @@ class ResumableTrainer(TwoStreamTrainer):
             self.initialize()
         self._split_digests = {name: ours[name] for name in run_state.SPLIT_DIGESTS if name in ours}
         self.optimizer_steps = ours["optimizer_steps"]
+        self._round = ours.get("round", {})
         self.observer.curves.values = ours["curves"]
         run_state.restore(ours, self.networks, self.state)
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])

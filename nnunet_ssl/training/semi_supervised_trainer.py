@@ -22,15 +22,15 @@ from nnunet_ssl.training.host_work import HostWork
 from nnunet_ssl.training.method import Method
 from nnunet_ssl.training.networks import Networks, bare, on_device
 from nnunet_ssl.training.observer import Observer, channel_names, is_preview_due
+from nnunet_ssl.training.pool_trainer import PoolTrainer
 from nnunet_ssl.training.preview import draw_pseudo_labels
-from nnunet_ssl.training.resumable_trainer import ResumableTrainer
 from nnunet_ssl.training.stages import MAIN, PRETRAINING, WARMUP, Stages
 from nnunet_ssl.training.step import Losses, SkippedSteps, Step
 from nnunet_ssl.training.two_stream_trainer import STREAMS
 from nnunet_ssl.training.validation import HitCounts, moving_average, with_own_target
 
 
-class SemiSupervisedTrainer(Method, ResumableTrainer):
+class SemiSupervisedTrainer(Method, PoolTrainer):
     """A semi-supervised method is a subclass that says what its losses are; all that it may use stands in `Method`."""
 
     pretrain_fraction = 0.0  # of the run: the first stage, in methods that write pretraining_losses

@@ -42,3 +42,12 @@ class Stages:
     def progress_of_main(self, progress: float) -> float:
         """Return how much of the main stage is over: a fraction in [0, 1), 0 before it."""
         return max(0.0, (progress - self.before_main) / (1.0 - self.before_main)) if self.before_main < 1.0 else 0.0
+
+    def epochs_of_rounds(self, rounds: int, num_epochs: int) -> list[int]:
+        """Return the epochs in which the rounds begin, of equal length, that the main stage is divided into.
+
+        Several rounds that begin in one epoch are one; a run without a main stage has none.
+        """
+        starts = [self.before_main + (1.0 - self.before_main) * i / rounds for i in range(rounds)]
+        epochs = {int(round(start * num_epochs, 6)) for start in starts}  # not an epoch early by a rounding error
+        return sorted(epoch for epoch in epochs if epoch < num_epochs)

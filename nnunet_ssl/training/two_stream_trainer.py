@@ -45,6 +45,7 @@ class TwoStreamTrainer(nnUNetTrainer):
 
     VIEWS: tuple[str, ...]  # of each unlabeled patch, as the method says; see data/views.py
     seed: int | None = None  # None: not reproducible, as nnU-Net
+    pseudo_foreground_probability: float  # of an unlabeled patch; see pool_trainer.py
     _split_digests: Mapping[str, str] = MappingProxyType({})  # of the cases that are trained on, once they are known
 
     @property
@@ -90,7 +91,8 @@ class TwoStreamTrainer(nnUNetTrainer):
         labeled = LabeledLoader(labeled)
         dataset = UnlabeledDataset(pool.folders, self._folder_of_unlabeled())
         bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches
-        unlabeled = UnlabeledLoader(dataset, labeled, self.label_manager, self.VIEWS, bins)
+        foreground = self.pseudo_foreground_probability
+        unlabeled = UnlabeledLoader(dataset, labeled, self.label_manager, self.VIEWS, bins, foreground)
         if self.seed is not None:
             reproducibility.fix_timed_choices(labeled.transforms)
         self.streams = labeled, unlabeled
@@ -108,6 +110,14 @@ class TwoStreamTrainer(nnUNetTrainer):
             self._start_loader(labeled, "labeled", num_labeled),
             self._start_loader(unlabeled, "unlabeled", num_unlabeled),
         )
+
+    def _restart_unlabeled(self) -> None:
+        """Start the unlabeled stream anew, if it runs: its workers have copies of what it was."""
+        loader = self.dataloader_train
+        if loader.unlabeled is not None:
+            close_loader(loader.unlabeled)
+            num_workers = divide_workers(get_allowed_n_proc_DA())[1]
+            loader.unlabeled = self._start_loader(self.streams[1], "unlabeled", num_workers)
 
     def on_train_epoch_start(self) -> None:
         """Start an epoch's steps; where a labeled-only warm-up begins or ends, with the streams that it takes."""

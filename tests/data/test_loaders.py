@@ -79,7 +79,7 @@ def test_no_label_in_an_unlabeled_batch(tiny_dataset):
     batch = next(two)
     assert batch.keys() == {"data", "target", "keys", "unlabeled"}
     ours, others = batches_on_device(batch, torch.device("cpu"))
-    assert set(vars(others)) == {"weak", "strong", "second_strong", "keys", "places"}
+    assert set(vars(others)) == {"weak", "strong", "second_strong", "pseudo_label", "keys", "places"}
     assert isinstance(others, UnlabeledBatch)
     assert torch.equal(ours.image, batch["data"])
 

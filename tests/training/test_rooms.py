@@ -17,6 +17,7 @@ MOST_LINES, MOST_METHODS, MOST_METHODS_OF_THE_PAGE = 300, 25, 35
 KNOW_TRAINERS = {
     "semi_supervised_trainer",
     "resumable_trainer",
+    "pool_trainer",
     "two_stream_trainer",
     "teacher_student_trainer",
     "dual_network_trainer",

@@ -29,3 +29,19 @@ def test_a_run_of_warmup_alone_has_no_progress_of_main():
 def test_more_than_the_run_is_refused():
     with pytest.raises(ValueError, match="pretrain_fraction=0.7 and warmup_fraction=0.4 are more than the whole run"):
         Stages(0.7, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("stages", "rounds", "epochs", "expected"),
+    [
+        (Stages(0.0, 0.4), 3, 1000, [400, 600, 800]),
+        (Stages(0.0, 0.4), 3, 8, [3, 4, 6]),  # with the epoch that the beginning lies in
+        (Stages(0.1, 0.2), 7, 100, [30, 40, 50, 60, 70, 80, 90]),  # 0.3 + 0.1 i, whatever is lost in binary numbers
+        (Stages(), 2, 10, [0, 5]),
+        (Stages(0.0, 0.5), 4, 4, [2, 3]),  # two in each
+        (Stages(0.0, 0.4), 0, 10, []),
+        (Stages(0.0, 1.0), 3, 10, []),
+    ],
+)
+def test_rounds_divide_the_main_stage(stages, rounds, epochs, expected):
+    assert stages.epochs_of_rounds(rounds, epochs) == expected
