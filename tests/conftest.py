@@ -298,8 +298,8 @@ def make_trainer(dataset: TinyDataset, trainer_class: type, fold: int | str = 0,
             told |= {"predicts_mirrored": False}  # an eighth of the passes
         if not is_at_hand(trainer_class):
             pytest.skip(f"{LIBRARY_OF_NETWORKS} is not installed")
-        if not resume:
-            trainer.options = defaults | told | settings
+        if not resume:  # a test may train again in the same folder
+            trainer.options = defaults | told | {"replace": True} | settings
     else:
         for name, value in (defaults | settings).items():
             setattr(trainer, name, value)

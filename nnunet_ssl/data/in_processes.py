@@ -1,7 +1,12 @@
 """Doing the same work for many items, several at once, so that an interruption ends it at once."""
 
+import ctypes
 import multiprocessing
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -9,6 +14,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
+
+SECONDS_BETWEEN_LOOKS = 1.0  # for the parent of a process
+PR_SET_PDEATHSIG = 1  # of Linux
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -33,7 +41,7 @@ def in_processes(
 def _in_workers(work: Callable[[Item], Result], items: Sequence[Item], workers: int, title: str) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_parent) as executor:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as executor:
         try:
             with _interrupts_held_back():
                 jobs = [executor.submit(work, item) for item in items]
@@ -66,5 +74,29 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _leave_interrupts_to_parent() -> None:
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Let this process, a child by multiprocessing, end when its parent does, however that ends.
+
+    Linux kills it, even a stopped one; elsewhere, and where the parent was gone before, a thread looks for the parent.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: multiprocessing.process.BaseProcess) -> None:
+    if os.getppid() == parent.pid:
+        while os.getppid() == parent.pid:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    else:  # a server has forked this process for its parent
+        parent.join()
+    os._exit(1)

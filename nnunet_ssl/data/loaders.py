@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
+from nnunet_ssl.data.loader_processes import WORKER_SECONDS, WatchedAugmenter
 from nnunet_ssl.data.places import NotesPlaces, Place, SpreadDraws, number_of_places, places_of
 from nnunet_ssl.data.pool_predictions import PoolPredictions
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
 from nnunet_ssl.data.views import LABEL, VIEWS, ViewsTransform
 
-Augmenter = NonDetMultiThreadedAugmenter | SingleThreadedAugmenter
+Augmenter = WatchedAugmenter | SingleThreadedAugmenter
 
 
 @dataclass(frozen=True)
@@ -174,29 +174,24 @@ def divide_workers(num_workers: int) -> tuple[int, int]:
     return max(1, num_workers - unlabeled), unlabeled
 
 
-def start_loader(loader: nnUNetDataLoader, seeds: list[int], pin_memory: bool) -> Augmenter:
-    """Start one worker process for each seed, of numpy and torch alike; none means: in this process."""
+def start_loader(
+    loader: nnUNetDataLoader, seeds: list[int], pin_memory: bool, worker_seconds: float = WORKER_SECONDS
+) -> Augmenter:
+    """Start one worker process for each seed, of numpy and torch alike; none means: in this process.
+
+    A worker that does nothing for `worker_seconds` counts as failed; see loader_processes.py.
+    """
     if not seeds:
         return SingleThreadedAugmenter(loader, None)
-    augmenter = NonDetMultiThreadedAugmenter(
-        loader,
-        transform=None,
-        num_processes=len(seeds),
-        num_cached=max(6, len(seeds) // 2),  # as nnU-Net's training loader
-        seeds=seeds,
-        pin_memory=pin_memory,
-        wait_time=0.002,  # as nnU-Net
-    )
+    augmenter = WatchedAugmenter(loader, seeds, pin_memory, worker_seconds)
     next(augmenter)
     return augmenter
 
 
 def close_loader(loader: Augmenter | TwoStreamLoader | None) -> None:
     """Stop a loader's worker processes; one that has none, or is stopped already, is left alone."""
-    if isinstance(loader, TwoStreamLoader):
+    if isinstance(loader, TwoStreamLoader | WatchedAugmenter):
         loader.close()
-    elif isinstance(loader, NonDetMultiThreadedAugmenter):
-        loader._finish()
 
 
 def batches_on_device(batch: dict[str, Any], device: torch.device) -> tuple[LabeledBatch, UnlabeledBatch]:

@@ -1,5 +1,6 @@
 """Checkpoints that survive an interruption at any moment."""
 
+import copy
 import os
 import pickle
 import shutil
@@ -9,11 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from nnunet_ssl.data.image_files import fault_of_the_machine
 
 # What torch.load raises for a file that is cut off, empty or overwritten.
 DAMAGE = (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError, UnicodeDecodeError)
+KINDS = ("final", "latest", "best")  # of nnU-Net's checkpoints
 KEYS_OF_A_MODEL = ("network_weights", "trainer_name", "init_args")  # without which nnU-Net cannot predict
 
 
@@ -21,6 +25,28 @@ def previous_checkpoint(filename: str | Path) -> Path:
     """Return where the checkpoint that a file replaced is kept: `checkpoint_best.previous.pth`."""
     filename = Path(filename)
     return filename.with_name(f"{filename.stem}.previous{filename.suffix}")
+
+
+def checkpoints_of(folder: str | Path) -> list[Path]:
+    """Return the checkpoints that there are of a run, those that were replaced last too."""
+    files = [Path(folder, f"checkpoint_{kind}.pth") for kind in KINDS]
+    return [file for file in (*files, *map(previous_checkpoint, files)) if file.is_file()]
+
+
+def on_host(checkpoint: dict) -> dict:
+    """Return a copy of a checkpoint that what it was made of can change without changing it; its tensors on the CPU.
+
+    Tensors that share their memory do so in the copy, too.
+    """
+    copies: dict[tuple, Tensor] = {}
+    memo = {}
+    for leaf in tree_leaves(checkpoint):
+        if isinstance(leaf, Tensor):
+            place = (leaf.device, leaf.data_ptr(), leaf.dtype, leaf.shape, leaf.stride())
+            if place not in copies:
+                copies[place] = leaf.detach().to("cpu", copy=True)
+            memo[id(leaf)] = copies[place]
+    return copy.deepcopy(checkpoint, memo)
 
 
 def save_atomically(checkpoint: dict, filename: str | Path) -> None:
@@ -107,10 +133,44 @@ def load_intact(filename: str | Path, map_location: torch.device, report: Callab
         raise RuntimeError(f"{damage} and so is {previous.name}: train again without --c") from error
 
 
-def _load(filename: str | Path, map_location: torch.device) -> dict:
-    """Load a file; one of DAMAGE if it is damaged or holds something else."""
+def load_newest(folder: str | Path, map_location: torch.device, report: Callable[[str], None]) -> dict:
+    """Load the checkpoint of the latest epoch of a run, of all that can be read; those that cannot be are reported.
+
+    Raises:
+        RuntimeError: none can be read.
+    """
+    epochs: dict[Path, int] = {}
+    for file in checkpoints_of(folder):
+        try:
+            epochs[file] = int(_load(file, map_location, mmap=True)["current_epoch"])
+        except (*DAMAGE, TypeError):
+            report(f"WARNING: {file} is damaged, or no checkpoint")
+    for file in sorted(epochs, key=lambda file: (-epochs[file], is_previous(file))):
+        try:
+            checkpoint = _load(file, map_location)
+        except DAMAGE:
+            report(f"WARNING: {file} is damaged")
+        else:
+            report(f"Going on from {file.name}, after epoch {epochs[file] - 1}")
+            return checkpoint
+    raise RuntimeError(
+        f"no checkpoint in {folder} can be read: train again without --c and with "
+        'nnUNet_ssl_options="replace=true", or bring back a copy of one'
+    )
+
+
+def is_previous(file: Path) -> bool:
+    """Return whether a checkpoint is one that another replaced."""
+    return file.stem.endswith(".previous")
+
+
+def _load(filename: str | Path, map_location: torch.device, mmap: bool = False) -> dict:
+    """Load a file; one of DAMAGE if it is damaged or holds something else.
+
+    With `mmap` its tensors are read when they are used.
+    """
     try:
-        checkpoint = torch.load(filename, map_location=map_location, weights_only=False)
+        checkpoint = torch.load(filename, map_location=map_location, weights_only=False, mmap=mmap)
     except OSError as error:
         if error.filename is not None or fault_of_the_machine(error):
             raise

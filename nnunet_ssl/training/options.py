@@ -26,10 +26,12 @@ FRACTIONS = ("_duration", "_fraction", "_decay", "_threshold", "_probability", "
 RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (FRACTIONS, "a fraction in [0, 1]", lambda value: 0.0 <= value <= 1.0),
     (("_side", "_share"), "a fraction in (0, 1]", lambda value: 0.0 < value <= 1.0),
-    (("_weight",), "0 or more", lambda value: value >= 0.0),
-    (("_concentration",), "more than 0", lambda value: value > 0.0),
+    (("_weight", "_minutes"), "0 or more", lambda value: value >= 0.0),
+    (("_concentration", "_seconds"), "more than 0", lambda value: value > 0.0),
 )
 MAY_BE_ZERO = ("seed", "_per_axis", "_rounds")  # other whole numbers count what there has to be
+OF_ONE_START = ("replace",)  # of this call alone, and of no run
+MAY_CHANGE = ("checkpoint_minutes", "worker_seconds")  # in a run that goes on: nothing that is trained depends on them
 NUMBERS = tuple(ending for endings, _, _ in RANGES for ending in endings)  # need not be whole: `_weight = 1` takes 0.5
 
 
@@ -116,7 +118,10 @@ def merge_options(
     Raises:
         ValueError: an option that is given differs from what the run was started with.
     """
-    for name, now in sorted((given or {}).items()):
+    given = of_run(given or {})
+    for name, now in sorted(given.items()):
+        if name in MAY_CHANGE:
+            continue
         before = stored.get(name, defaults.get(name))
         if before != now and not (name == "num_epochs" and now > before):
             with_what = f"without {name}" if before is None else f"with {name}={before}"
@@ -125,7 +130,12 @@ def merge_options(
                 f"its own options (only num_epochs may grow): leave {name} out of {ENVIRONMENT_VARIABLE}, or train "
                 "without --c"
             )
-    return {**stored, **(given or {})}
+    return {**stored, **given}
+
+
+def of_run(options: Mapping[str, Option]) -> dict[str, Option]:
+    """Return the options that a run keeps."""
+    return {name: value for name, value in options.items() if name not in OF_ONE_START}
 
 
 def _words(text: str) -> list[str]:

@@ -16,6 +16,7 @@ from nnunet_ssl.training.options import (
     merge_options,
     parse_options,
 )
+from nnunet_ssl.training.run_start import RunStart
 
 KEY = "nnunet_ssl"  # of a checkpoint
 OF_NNUNET = ("optimizer_state", "init_args", "current_epoch", "logging")
@@ -37,6 +38,19 @@ def given_options(trainer: type) -> dict[str, Option] | None:
     """Return the options of a trainer class that this call of nnU-Net is given; None when it is given none."""
     text = os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
     return parse_options(text, allowed_options(trainer, nnUNetTrainer)) if text else None
+
+
+def options_at_start(trainer: type, folder: str | None, goes_on: bool) -> dict[str, Option]:
+    """Return the options of a run that starts: those given, or where it begins again those that it began with.
+
+    Args:
+        trainer: its class.
+        folder: of the run.
+        goes_on: whether it is to go on, and has no checkpoint.
+    """
+    given = given_options(trainer)
+    start = RunStart.read(folder) if goes_on else None
+    return (given or {}) if start is None else options_to_go_on_with(trainer, start.options, given)
 
 
 def options_to_go_on_with(trainer: type, stored: Mapping[str, Option], given: Mapping[str, Option] | None) -> dict:

@@ -51,7 +51,7 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
         patch_size = self.configuration_manager.patch_size
         author_checks.refuse_configuration(type(self), self.configuration_name, patch_size, self.is_cascaded)
         if not hasattr(self, "options"):
-            self.options = run_state.given_options(type(self)) or {}
+            self.options = run_state.options_at_start(type(self), self.output_folder, self.logger.resume)
         self._apply_settings()
         fractions = (self.pretrain_fraction, self.warmup_fraction) if self.init_checkpoint is None else ()
         self.stages = Stages(*fractions)
@@ -129,8 +129,7 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
 
     def run_training(self) -> None:
         """Run as nnU-Net does; whatever happens, no worker process and no thread is left behind."""
-        if not self.was_initialized:
-            self.initialize()
+        self._begin()
         with reproducibility.torch_settings(self.seed is not None, self._do_i_compile()):
             try:
                 super().run_training()

@@ -14,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ssl.data.labeled_cases import refuse_unfinished
+from nnunet_ssl.data.loader_processes import WORKER_SECONDS
 from nnunet_ssl.data.loaders import (
     LabeledLoader,
     TwoStreamLoader,
@@ -46,6 +47,7 @@ class TwoStreamTrainer(nnUNetTrainer):
     VIEWS: tuple[str, ...]  # of each unlabeled patch, as the method says; see data/views.py
     seed: int | None = None  # None: not reproducible, as nnU-Net
     pseudo_foreground_probability: float  # of an unlabeled patch; see pool_trainer.py
+    worker_seconds = WORKER_SECONDS  # in which a process that loads images has to do something; ours
     _split_digests: Mapping[str, str] = MappingProxyType({})  # of the cases that are trained on, once they are known
 
     @property
@@ -151,7 +153,7 @@ class TwoStreamTrainer(nnUNetTrainer):
             reproducibility.derive_seed(seed, STREAMS[stream], self.local_rank, worker, self.current_epoch)
             for worker in range(num_workers)
         ]
-        return start_loader(loader, seeds, pin_memory=self.device.type == "cuda")
+        return start_loader(loader, seeds, self.device.type == "cuda", self.worker_seconds)
 
     def _folder_of_unlabeled(self) -> Path:
         return folder_of(Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier)

@@ -25,6 +25,9 @@ def test_allowed_are_the_public_attributes_and_nnunets_settings():
         "pretrain_fraction": float,
         "warmup_fraction": float,
         "init_checkpoint": str,
+        "checkpoint_minutes": float,
+        "worker_seconds": float,
+        "replace": bool,
         "max_nonfinite_steps": int,
         "previews": bool,
         "validate_all_networks": bool,
@@ -47,7 +50,10 @@ def test_values_are_read_by_type():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("consistancy_weight=5", r"unknown option 'consistancy_weight'; allowed are consistency_weight, ema_decay, "),
+        (
+            "consistancy_weight=5",
+            r"unknown option 'consistancy_weight'; allowed are checkpoint_minutes, consistency_weight, ",
+        ),
         ("views=weak", r"unknown option 'views'"),
         ("training_losses=1", r"unknown option 'training_losses'"),
         ("num_epochs=2.5", r"num_epochs takes a whole number, got '2.5'"),

@@ -41,7 +41,7 @@ def test_each_process_and_epoch_draws_its_own_numbers_in_its_steps(tiny_dataset)
 @pytest.mark.parametrize("seed", [0, 1, None])
 def test_each_process_gives_its_workers_seeds_of_their_own(tiny_dataset, monkeypatch, seed):
     """Also in each stream, and at each epoch in which workers may be started; without a seed, also in each run."""
-    monkeypatch.setattr(two_stream_trainer, "start_loader", lambda _loader, seeds, pin_memory: seeds)
+    monkeypatch.setattr(two_stream_trainer, "start_loader", lambda _loader, seeds, *_: seeds)
     dataset, seeds = tiny_dataset(dim=2), []
     ranks = [0, 1, 2] if seed is not None else [0, 1, 2, 0]
     for rank in ranks:
