@@ -13,6 +13,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_ssl.data.architectures import refuse_other_than_modules
 from nnunet_ssl.data.labeled_cases import refuse_unfinished
 from nnunet_ssl.data.loaders import (
     LabeledLoader,
@@ -51,6 +52,12 @@ class TwoStreamTrainer(nnUNetTrainer):
     def epoch_is_labeled_only(self) -> bool:
         """Whether no step of the epoch takes unlabeled images, which are then not loaded."""
         return False
+
+    def initialize(self) -> None:
+        """Initialise as nnU-Net does, unless the plans name something else than modules for the network."""
+        plans = self.plans_manager
+        refuse_other_than_modules(plans.plans, self.configuration_name, f"{plans.plans_name}.json")
+        super().initialize()
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return nnU-Net's split; a fold that there is not is an error, and few cases have folds that fit."""
