@@ -99,6 +99,7 @@ setup(
         "matplotlib>=3.10",
         "nibabel>=5",
         "packaging>=23",
+        "regex>=2023.8.8",
         "scikit-image>=0.26",
         "scipy>=1.11",
         "SimpleITK>=2.3",

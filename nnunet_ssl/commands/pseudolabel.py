@@ -187,6 +187,7 @@ class Finished:
 
     def write_ranking(self) -> list[str]:
         """Write the ranking of what is done and return the cases in its order."""
+        from nnunet_ssl.evaluation.cells import csv_row
         from nnunet_ssl.evaluation.label_priority import priority
 
         found = {case: self.uncertainty(case) for case in self.files if case in self.cases}
@@ -199,7 +200,8 @@ class Finished:
             for rank, case in enumerate(order, start=1):
                 one, volumes = found[case], self.cases[case]["volumes_ml"]
                 values = [value for name in structures for value in (one.confidence[name], volumes[name])]
-                writer.writerow([rank, case, *(f"{v:.6g}" for v in (one.entropy, one.disagreement, *values))])
+                numbers = [f"{value:.6g}" for value in (one.entropy, one.disagreement, *values)]
+                writer.writerow(csv_row([rank, case, *numbers]))
         return order
 
 

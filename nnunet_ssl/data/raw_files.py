@@ -12,6 +12,8 @@ from pathlib import Path
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_ssl.data.patterns import compile_pattern
+
 TIFF_ENDINGS = (".tif", ".tiff")  # beside an image of these nnU-Net reads the spacing from CASE.json
 WRITTEN_BY_NNUNET = ("dataset.json", "plans.json", "predict_from_raw_data_args.json", "summary.json")
 FOLDERS = tuple(f"{what}{which}" for what in ("images", "labels") for which in ("Tr", "Ts", "Un", "Hidden"))
@@ -111,9 +113,9 @@ def read_dataset_json(file: Path) -> dict:
     if not isinstance(ending, str) or not ending.startswith("."):
         raise ValueError(f"{file}: 'file_ending' is written with its dot, such as \".nii.gz\", got {ending!r:.60}")
     try:
-        re.compile(content.get("patient_pattern", ""))
-    except (re.error, TypeError) as error:
-        raise ValueError(f"{file}: 'patient_pattern' is no regular expression ({error})") from None
+        compile_pattern(content.get("patient_pattern", ""))
+    except ValueError as error:
+        raise ValueError(f"{file}: 'patient_pattern': {error}") from None
     return content
 
 

@@ -351,8 +351,8 @@ def test_a_label_without_image_is_named(acdc, capsys):
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        (5, "dataset.json: 'patient_pattern' is no regular expression"),
-        ("(", "dataset.json: 'patient_pattern' is no regular expression"),
+        (5, "dataset.json: 'patient_pattern': "),
+        ("(", "dataset.json: 'patient_pattern': "),
         ("sub-", "(patient_pattern of dataset.json): correct it there, or give another with --group-by REGEX"),
     ],
 )
