@@ -24,6 +24,6 @@ def checked_name(name: str) -> str:
 def checked_ending(ending: str) -> str:
     """Return a file ending; a ValueError if it has no dot, or makes a path of a name."""
     if not ending.startswith(".") or not ending.strip("."):
-        raise ValueError(f'an ending is written with its dot, such as ".nii.gz", got {ending!r:.60}')
+        raise ValueError(f'is written with its dot, such as ".nii.gz", got {ending!r:.60}')
     checked_name(f"case{ending}")
     return ending

@@ -13,7 +13,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunet_ssl.data.architectures import refuse_other_than_modules
 from nnunet_ssl.data.labeled_cases import refuse_unfinished
 from nnunet_ssl.data.loaders import (
     LabeledLoader,
@@ -24,8 +23,9 @@ from nnunet_ssl.data.loaders import (
     start_loader,
 )
 from nnunet_ssl.data.older_conversions import older_conversion
+from nnunet_ssl.data.plans_file import refuse_bad_plans
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
-from nnunet_ssl.data.raw_files import RawDataset
+from nnunet_ssl.data.raw_files import RawDataset, refuse_bad_dataset_json
 from nnunet_ssl.data.split_file import (
     FOLDS,
     NO_ESTIMATE,
@@ -54,9 +54,9 @@ class TwoStreamTrainer(nnUNetTrainer):
         return False
 
     def initialize(self) -> None:
-        """Initialise as nnU-Net does, unless the plans name something else than modules for the network."""
-        plans = self.plans_manager
-        refuse_other_than_modules(plans.plans, self.configuration_name, f"{plans.plans_name}.json")
+        """Initialise as nnU-Net does, unless plans or dataset.json are not what they have to be."""
+        refuse_bad_plans(self.plans_manager.plans, self.configuration_name, f"{self.plans_manager.plans_name}.json")
+        refuse_bad_dataset_json(self.dataset_json, "dataset.json")
         super().initialize()
 
     def do_split(self) -> tuple[list[str], list[str]]:
