@@ -55,13 +55,13 @@ def from_model(dataset: str, final: Path, checkpoint: dict) -> Iterator[str]:
     yield "go on from the model that was trained last, and put it aside first, so that both are kept:"
     yield f"mv {quote(str(final.parent))} {quote(str(aside))}"
     if "nnunet_ssl" not in checkpoint:  # nnU-Net's own trainers have no options
-        yield f"nnUNetv2_train {of_data} -tr {trainer} -p {quote(plans)} -pretrained_weights {quote(weights)}"
+        yield f"nnUNetv2_train {of_data} -tr {quote(trainer)} -p {quote(plans)} -pretrained_weights {quote(weights)}"
         return
     options = {"init_checkpoint": weights} | {
         name: value for name, value in checkpoint["nnunet_ssl"].get("options", {}).items() if name != "init_checkpoint"
     }
     text = " ".join(f"{name}={quote(str(value))}" for name, value in options.items())
-    yield f"nnUNet_ssl_options={in_quotes(text)} nnUNetv2_train {of_data} -tr {trainer} -p {quote(plans)}"
+    yield f"nnUNet_ssl_options={in_quotes(text)} nnUNetv2_train {of_data} -tr {quote(trainer)} -p {quote(plans)}"
 
 
 def free_name(folder: Path) -> Path:

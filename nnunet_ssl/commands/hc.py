@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure every mask; return 1 if there is one without an ellipse, which is named."""
     from nnunet_ssl.data.dataset_reader import DatasetReader, ending_in
     from nnunet_ssl.data.raw_files import files_in, some
+    from nnunet_ssl.evaluation.cells import csv_row
 
     folder = Path(options.i)
     if not folder.is_dir():
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     if len(faults) == len(files):
         raise faults[0]
     with open(options.o, "w", newline="") as opened:
-        csv.writer(opened).writerows([COLUMNS, *rows])
+        csv.writer(opened).writerows(map(csv_row, [COLUMNS, *rows]))
     print(f"{options.o}: {len(files) - len(problems)} of {len(files)} masks measured")
     if divided:
         print(f"of {len(divided)} masks with several parts the largest is measured (column parts): {some(divided)}")

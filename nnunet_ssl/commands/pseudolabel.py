@@ -140,6 +140,8 @@ class Finished:
         Raises:
             ValueError: the folder holds something else, or predictions of another model.
         """
+        from nnunet_ssl.data.json_schemas import Predicted, parsed, refuse_unfit
+
         model = [checkpoint.parent.parent.name, checkpoint.parent.name, checkpoint.name, *marks([checkpoint])]
         file = folder / FINISHED
         if not file.is_file():
@@ -150,14 +152,15 @@ class Finished:
             return cls(folder, files, {})
         lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
         try:
-            entries = [json.loads(line) for line in lines]
-            cases = {entry["case"]: entry for entry in entries[1:] if entry["marks"] and entry["uncertainty"]}
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{file} is damaged: name a new folder with -o") from error
+            entries = [parsed(line) for line in lines]
+            for number, entry in enumerate(entries[1:], start=2):
+                refuse_unfit(entry, Predicted, f"line {number}")
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: name a new folder with -o ({error})") from None
         if entries[:1] != [model]:
             raise ValueError(f"{folder} holds the predictions of another model: name a new folder with -o")
         file.write_text("".join(lines))  # without half a line, after a power cut
-        return cls(folder, files, cases)
+        return cls(folder, files, {entry["case"]: entry for entry in entries[1:]})
 
     def forget_what_is_gone(self, ending: str) -> None:
         """Let scans that have changed or left the pool, or whose label file is missing, count as not done.
@@ -187,6 +190,7 @@ class Finished:
 
     def write_ranking(self) -> list[str]:
         """Write the ranking of what is done and return the cases in its order."""
+        from nnunet_ssl.evaluation.cells import csv_row
         from nnunet_ssl.evaluation.label_priority import priority
 
         found = {case: self.uncertainty(case) for case in self.files if case in self.cases}
@@ -199,7 +203,8 @@ class Finished:
             for rank, case in enumerate(order, start=1):
                 one, volumes = found[case], self.cases[case]["volumes_ml"]
                 values = [value for name in structures for value in (one.confidence[name], volumes[name])]
-                writer.writerow([rank, case, *(f"{v:.6g}" for v in (one.entropy, one.disagreement, *values))])
+                numbers = [f"{value:.6g}" for value in (one.entropy, one.disagreement, *values)]
+                writer.writerow(csv_row([rank, case, *numbers]))
         return order
 
 

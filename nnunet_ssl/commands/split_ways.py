@@ -118,8 +118,6 @@ def leave_out_borders(raw: "RawDataset", splits: list["Split"], with_label: list
     from nnunet_ssl.splits.near_duplicates import without_borders
 
     width = raw.dataset_json.get("border_images", 0)
-    if type(width) is not int or width < 0:
-        raise ValueError(f"{raw.folder / 'dataset.json'}: border_images is a number of images, got {width!r}")
     if width:
         splits, near = without_borders(splits, width, with_label)
         print(f"left out, {len(near)} cases, {width} on each side of a border of validation and training: {some(near)}")

@@ -36,12 +36,15 @@ def model_folder(options: argparse.Namespace) -> tuple[str, Path]:
 
 def refuse_damaged_files(model: Path, configuration: str) -> None:
     """Raise a ValueError if plans.json or dataset.json of a trained model are missing or damaged."""
+    from nnunet_ssl.data.architectures import refuse_other_than_modules
     from nnunet_ssl.data.raw_files import channel_names, read_dataset_json, read_json_file
 
     channel_names(read_dataset_json(model / "dataset.json"), model / "dataset.json")
-    configurations = read_json_file(model / "plans.json").get("configurations")
+    plans = read_json_file(model / "plans.json")
+    configurations = plans.get("configurations")
     if not isinstance(configurations, dict) or configuration not in configurations:
         raise ValueError(f"{model / 'plans.json'} has no configuration {configuration}: copy the model anew")
+    refuse_other_than_modules(plans, configuration, f"{model / 'plans.json'}")
 
 
 def refuse_damaged_plans(name: str, plans: str) -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nnunet_ssl.conversion.raw_dataset import set_aside, staged
 from nnunet_ssl.data.dataset_names import NAME, names_of_id
 from nnunet_ssl.data.identical_images import as_test_case, twins_of_dataset
+from nnunet_ssl.data.json_schemas import Origins, refuse_unfit
 from nnunet_ssl.data.preprocessed_images import read_json
 from nnunet_ssl.data.raw_files import RawDataset, sidecar, some
 from nnunet_ssl.data.split_file import read_splits
@@ -69,9 +70,14 @@ def labeled_fold(raw: RawDataset, splits_file: Path, fold: str) -> LabeledFold:
 
 
 def predicted_before(raw: RawDataset) -> dict[str, dict]:
-    """Return the cases of a data set whose labels were predicted when it was written, with their origin."""
-    cases = (read_json(raw.folder / ORIGIN) or {}).get("cases", {})
-    return {case: origin for case, origin in cases.items() if origin.get("label") == "predicted"}
+    """Return the cases of a data set whose labels were predicted when it was written, with their origin.
+
+    Raises:
+        ValueError: origin.json holds something else.
+    """
+    content = read_json(raw.folder / ORIGIN) or {}
+    refuse_unfit(content, Origins, raw.folder / ORIGIN)
+    return {case: origin for case, origin in content.get("cases", {}).items() if origin["label"] == "predicted"}
 
 
 def dataset_folder(number: int, original: str, words: Mapping[str, Any]) -> Path:
@@ -95,7 +101,7 @@ def dataset_folder(number: int, original: str, words: Mapping[str, Any]) -> Path
     if folder.name not in names_of_id(number):
         return folder
     before = read_json(folder / ORIGIN) or read_json(set_aside(folder) / ORIGIN) or {}
-    if {key: before.get(key) for key in words} != words:
+    if not isinstance(before, dict) or {key: before.get(key) for key in words} != words:
         raise ValueError(
             f"{folder.name} exists and was not written by this command with this model: choose another id with "
             "--as-dataset, or remove it from all of nnU-Net's folders"

@@ -19,6 +19,7 @@ from nnunet_ssl.conversion.cases import Case, Fault, Role
 from nnunet_ssl.conversion.checks import check_images, check_labels
 from nnunet_ssl.data.image_files import fault_of_the_machine
 from nnunet_ssl.data.in_processes import in_processes
+from nnunet_ssl.data.json_schemas import read_if_fit
 from nnunet_ssl.data.older_conversions import CONVERTED_BY
 from nnunet_ssl.data.raw_files import read_json_file
 
@@ -127,9 +128,8 @@ def refusal(fault: Fault) -> ValueError:
 
 
 def left_out(folder: Path) -> list[Fault]:
-    """Return the cases that are not in a data set because they could not be converted."""
-    file = folder / LEFT_OUT
-    return [Fault(**fault) for fault in json.loads(file.read_text())] if file.is_file() else []
+    """Return the cases that are not in a data set because they could not be converted; none where nobody can tell."""
+    return read_if_fit(folder / LEFT_OUT, list[Fault]) or []
 
 
 def write_dataset_json(folder: Path, description: Description, num_labeled: int) -> None:

@@ -11,13 +11,23 @@ import numpy as np
 import SimpleITK
 import tifffile
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from nnunet_ssl.data.dataset_reader import DatasetReader
-from nnunet_ssl.data.preprocessed_images import read_json, write_json_atomically
+from nnunet_ssl.data.json_schemas import read_if_fit
+from nnunet_ssl.data.preprocessed_images import write_json_atomically
 from nnunet_ssl.data.raw_files import TIFF_ENDINGS, RawDataset
 
 CACHE = "raw_image_contents.json"  # in the data set's folder in nnUNet_preprocessed
 FOLDERS = ("imagesTr", "imagesUn", "imagesTs")
+
+
+class KnownImage(TypedDict):
+    """What a cache remembers of an image: size and time of change of its files, their shapes, SHA-256 of its voxels."""
+
+    marks: list[list[int]]
+    shape: list[list[int]] | None
+    digest: str | None
 
 
 def twins_of_dataset(raw: RawDataset, cache_folder: Path) -> list[list[str]]:
@@ -45,8 +55,7 @@ def identical_images(files: Mapping[str, Sequence[Path]], reader: DatasetReader,
         reader: of the data set.
         cache: a json file that remembers shapes and voxels by name, size and time of change of the files.
     """
-    known = read_json(cache)
-    known = known if isinstance(known, dict) else {}
+    known = read_if_fit(cache, dict[str, KnownImage]) or {}
     current = {case: _entry(channels, known) for case, channels in files.items()}
     current = {case: entry for case, entry in current.items() if entry["shape"] is not None}
     of_shape = defaultdict(list)
@@ -114,7 +123,7 @@ def _entry(files: Sequence[Path], known: dict) -> dict:
     except OSError:
         return {"marks": [], "shape": None, "digest": None}
     entry = known.get(_key(files))
-    if isinstance(entry, dict) and entry.get("marks") == marks and {"shape", "digest"} <= entry.keys():
+    if entry is not None and entry["marks"] == marks:
         return dict(entry)
     shapes = [shape_in_header(file) for file in files]
     return {"marks": marks, "shape": None if None in shapes else shapes, "digest": None}

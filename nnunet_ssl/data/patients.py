@@ -1,14 +1,15 @@
 """Whose each case is: what a regular expression finds in the case ids."""
 
-import re
 from collections.abc import Iterable
+
+from nnunet_ssl.data.patterns import search_each
 
 
 def groups_of(cases: Iterable[str], pattern: str) -> dict[str, str]:
     """Return the group of each case: what the pattern's first group (or, without one, its match) is in the id.
 
     Raises:
-        ValueError: the pattern is no regular expression, or does not occur in a case's id.
+        ValueError: the pattern is no regular expression, takes too long, or does not occur in a case's id.
     """
     found = groups_where_they_occur(cases, pattern)
     for case, group in found.items():
@@ -21,7 +22,7 @@ def patients_of(cases: Iterable[str], pattern: str | None) -> dict[str, str]:
     """Return the patient of each case as `groups_of` does; a case in which the pattern finds none is its own.
 
     Raises:
-        ValueError: the pattern is no regular expression.
+        ValueError: the pattern is no regular expression, or takes too long.
     """
     if pattern is None:
         return {case: case for case in cases}
@@ -30,9 +31,5 @@ def patients_of(cases: Iterable[str], pattern: str | None) -> dict[str, str]:
 
 def groups_where_they_occur(cases: Iterable[str], pattern: str) -> dict[str, str | None]:
     """Return the group of each case as `groups_of` does, None where the pattern does not occur."""
-    try:
-        compiled = re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-    matches = {case: compiled.search(case) for case in cases}
-    return {case: match and match[1 if compiled.groups else 0] for case, match in matches.items()}
+    matches = search_each(pattern, cases)
+    return {case: match and match[1 if match.re.groups else 0] for case, match in matches.items()}

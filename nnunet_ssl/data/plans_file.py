@@ -4,29 +4,11 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_ssl.data.architectures import refuse_other_than_modules
 from nnunet_ssl.data.dataset_names import planning_command
 from nnunet_ssl.data.dataset_reader import DatasetReader
+from nnunet_ssl.data.json_schemas import Configuration, Plans, refuse_unfit
 from nnunet_ssl.data.raw_files import read_json_file
-
-KEYS = (
-    "dataset_name",
-    "plans_name",
-    "configurations",
-    "image_reader_writer",
-    "transpose_forward",
-    "foreground_intensity_properties_per_channel",
-)
-KEYS_OF_CONFIGURATION = (
-    "data_identifier",
-    "preprocessor_name",
-    "patch_size",
-    "batch_size",
-    "spacing",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "resampling_fn_data",
-    "resampling_fn_data_kwargs",
-)
 
 
 def read_plans(file: Path) -> PlansManager:
@@ -46,27 +28,34 @@ def plans_problem(file: Path) -> str | None:
     """Return what is wrong with the plans of a data set: missing, damaged, of another data set; None if nothing is."""
     try:
         plans = read_json_file(file)
+        refuse_unfit(plans, Plans, file)
+        if plans["dataset_name"] != file.parent.name:  # by which nnU-Net finds preprocessed cases and results
+            return f"{file} is of data set {plans['dataset_name']!r}, which was renamed or copied since"
+        for name in plans["configurations"]:
+            refuse_bad_configuration(plans, name, file)
     except ValueError as error:
         return str(error)
-    if lacking := [key for key in KEYS if key not in plans]:
-        return f"{file} has no key {lacking[0]!r}"
-    if not isinstance(plans["configurations"], dict) or not plans["configurations"]:
-        return f"{file} has no configurations"
-    if plans["dataset_name"] != file.parent.name:  # by which nnU-Net finds preprocessed cases and results
-        return f"{file} is of data set {plans['dataset_name']!r}, which was renamed or copied since"
-    manager = PlansManager(plans)
-    for name in manager.available_configurations:
-        try:
-            configuration = manager.get_configuration(name).configuration
-        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            return f"{file}: configuration {name!r} is damaged ({error})"
-        if lacking := [key for key in KEYS_OF_CONFIGURATION if key not in configuration]:
-            return f"{file}: configuration {name!r} has no key {lacking[0]!r}"
     try:
         DatasetReader.of_plans(plans)
     except ValueError as error:
         return f"{file}: {error}"
     return None
+
+
+def refuse_bad_plans(plans: dict, configuration: str, file: str | Path) -> None:
+    """Raise a ValueError if plans, or one of their configurations, are not what nnU-Net expects."""
+    refuse_unfit(plans, Plans, file)
+    refuse_bad_configuration(plans, configuration, file)
+
+
+def refuse_bad_configuration(plans: dict, configuration: str, file: str | Path) -> None:
+    """Raise a ValueError if a configuration, with what it inherits, is not what nnU-Net expects."""
+    try:
+        content = PlansManager(plans).get_configuration(configuration).configuration
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{file}: configuration {configuration!r} is damaged ({error})") from error
+    refuse_unfit(content, Configuration, f"{file}: configuration {configuration!r}")
+    refuse_other_than_modules(plans, configuration, str(file))
 
 
 def other_plans(file: Path) -> list[str]:

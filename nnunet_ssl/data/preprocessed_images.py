@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from typing_extensions import TypedDict
+
+from nnunet_ssl.data.json_schemas import parsed, read_if_fit
 
 if TYPE_CHECKING:
     from nnunet_ssl.data.pool_predictions import PoolPredictions
@@ -111,6 +114,14 @@ def content_of(image: Image) -> Content:
     return Content(tuple(voxels.shape), hashlib.sha256(voxels.tobytes()).hexdigest())
 
 
+class KnownContent(TypedDict):
+    """What a cache remembers of a preprocessed image: size and time of change of its file, and its content."""
+
+    mark: list[int]
+    shape: list[int]
+    digest: str
+
+
 def contents_of(
     folder: Path, cases: Iterable[str], cache: Path, shapes: set[tuple[int, ...]] | None = None
 ) -> dict[str, Content]:
@@ -122,7 +133,7 @@ def contents_of(
         cache: a json file that remembers contents by the image file's size and time of change.
         shapes: read only images of these shapes (C, *spatial) and leave the others out; None means all.
     """
-    known = read_json(cache) or {}
+    known = read_if_fit(cache, dict[str, KnownContent]) or {}
     contents = {}
     changed = False
     for case in cases:
@@ -144,7 +155,7 @@ def contents_of(
 def read_json(file: Path) -> dict | None:
     """Return what a json file holds; None if there is none, or half of one after a power cut."""
     try:
-        return json.loads(file.read_text())
+        return parsed(file.read_text())
     except (FileNotFoundError, ValueError):
         return None
 

@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunet_ssl.data.json_schemas import DatasetJson, parsed, refuse_misspelled, refuse_unfit
 
 TIFF_ENDINGS = (".tif", ".tiff")  # beside an image of these nnU-Net reads the spacing from CASE.json
 WRITTEN_BY_NNUNET = ("dataset.json", "plans.json", "predict_from_raw_data_args.json", "summary.json")
@@ -51,14 +52,7 @@ class RawDataset:
 
     @cached_property
     def _elsewhere(self) -> dict[str, dict]:
-        """The files of each case by the key `dataset`; a ValueError if it is not as nnU-Net wants it."""
-        where, cases = f"the key 'dataset' of {self.folder / 'dataset.json'}", self.dataset_json["dataset"]
-        if not isinstance(cases, dict) or not cases:
-            raise ValueError(f"{where} names no case: it is {{CASE: {{'images': [...], 'label': ...}}, ...}}")
-        for case, files in cases.items():
-            images = files.get("images") if isinstance(files, dict) else None
-            if not isinstance(images, list) or not images or not isinstance(files.get("label"), str):
-                raise ValueError(f"{where} has for {case} {files!r:.80}, expected {{'images': [...], 'label': ...}}")
+        """The files of each case by the key `dataset`."""
         return get_filenames_of_train_images_and_targets(str(self.folder), copy.deepcopy(self.dataset_json))
 
     def labels(self, name: str = "labelsTr") -> dict[str, Path]:
@@ -92,29 +86,17 @@ def read_dataset_json(file: Path) -> dict:
     """Return what a dataset.json holds.
 
     Raises:
-        ValueError: it is not there, no JSON, or lacks a key that nnU-Net needs.
+        ValueError: it is not there, no JSON, lacks a key that nnU-Net needs, or has something else under one.
     """
     content = read_json_file(file)
-    for key in ("labels", "file_ending"):
-        if key not in content:
-            raise ValueError(f"{file} has no key {key!r}, which nnU-Net needs: see nnU-Net's dataset format")
-    labels, ending = content["labels"], content["file_ending"]
-    if not isinstance(labels, dict):
-        raise ValueError(f"{file}: 'labels' are names with their values, got {labels!r:.60}")
-    for name, value in labels.items():
-        values = value if isinstance(value, list) and value and name != "ignore" else [value]
-        if not all(type(one) is int for one in values):
-            raise ValueError(
-                f"{file}: 'labels' are names with whole numbers, or lists of them, such as "
-                f'{{"background": 0, "organ": 1}}, got {value!r:.60} for {name!r}'
-            )
-    if not isinstance(ending, str) or not ending.startswith("."):
-        raise ValueError(f"{file}: 'file_ending' is written with its dot, such as \".nii.gz\", got {ending!r:.60}")
-    try:
-        re.compile(content.get("patient_pattern", ""))
-    except (re.error, TypeError) as error:
-        raise ValueError(f"{file}: 'patient_pattern' is no regular expression ({error})") from None
+    refuse_bad_dataset_json(content, file)
     return content
+
+
+def refuse_bad_dataset_json(content: dict, file: str | Path) -> None:
+    """Raise a ValueError if what a dataset.json holds is not what nnU-Net and this package expect."""
+    refuse_unfit(content, DatasetJson, file)
+    refuse_misspelled(content, file)
 
 
 def read_json_file(file: Path) -> dict:
@@ -124,7 +106,7 @@ def read_json_file(file: Path) -> dict:
         ValueError: it is not there, cannot be read, is no JSON, or no object.
     """
     try:
-        content = json.loads(file.read_text())
+        content = parsed(file.read_text())
     except FileNotFoundError:
         raise ValueError(f"there is no {file}") from None
     except OSError as error:

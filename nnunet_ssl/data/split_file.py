@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
 
+from nnunet_ssl.data.json_schemas import Fold, parsed, refuse_unfit
 from nnunet_ssl.data.patients import patients_of
 from nnunet_ssl.data.preprocessed_images import write_json_atomically
 
@@ -22,10 +23,10 @@ def read_splits(file: Path) -> list[dict[str, list[str]]]:
 
     Raises:
         ValueError: it cannot be read, is no list of folds, a fold lacks `train` or `val`, a value is no list of case
-            names, or a key is nearly `unlabeled`, which would be overlooked.
+            names, has one twice or a path among them, or a key is nearly `unlabeled`, which would be overlooked.
     """
     try:
-        folds = json.loads(file.read_text())
+        folds = parsed(file.read_text())
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -34,13 +35,9 @@ def read_splits(file: Path) -> list[dict[str, list[str]]]:
     if not isinstance(folds, list) or not all(isinstance(fold, dict) for fold in folds):
         raise ValueError(f'{file} is no list of folds such as [{{"train": [...], "val": [...]}}]')
     for number, fold in enumerate(folds):
-        for key in {"train", "val"} - fold.keys():
-            raise ValueError(f"fold {number} of {file} has no key {key!r}")
-        for key, cases in fold.items():
-            if key in ("train", "val", KEY):
-                if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
-                    raise ValueError(f"fold {number} of {file}: {key!r} is no list of case names: {cases!r:.60}")
-            elif is_near_key(key):
+        refuse_unfit(fold, Fold, f"fold {number} of {file}")
+        for key in fold.keys() - {"train", "val", KEY}:
+            if is_near_key(key):
                 raise ValueError(f"fold {number} of {file} has the key {key!r}, which nobody reads: write {KEY!r}")
     return folds
 

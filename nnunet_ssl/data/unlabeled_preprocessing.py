@@ -21,7 +21,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_ssl.data.dataset_reader import DatasetReader, WrongChannelCountError, refuse_unusable
 from nnunet_ssl.data.image_files import fault_of_the_machine, refuse_damaged
 from nnunet_ssl.data.in_processes import in_processes
-from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, read_json, write_json_atomically
+from nnunet_ssl.data.json_schemas import read_if_fit
+from nnunet_ssl.data.names import checked_name
+from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, write_json_atomically
 from nnunet_ssl.data.raw_files import channel_names, channel_problem, unlabeled_images, unused_files, with_sidecars
 
 
@@ -128,7 +130,7 @@ class UnlabeledPreprocessing:
         """Compare by name, size and time first; a file that was only touched is read, and its new time is kept."""
         try:
             files = with_sidecars(files)
-            if [mark[:2] for mark in stamp.files] != [[file.name, file.stat().st_size] for file in files]:
+            if [mark[:2] for mark in stamp.files] != [(file.name, file.stat().st_size) for file in files]:
                 return False
             if [mark[2] for mark in stamp.files] == [file.stat().st_mtime_ns for file in files]:
                 return True
@@ -142,28 +144,35 @@ class UnlabeledPreprocessing:
         return True
 
 
+Mark = tuple[str, int, int, str]  # of a file: name, size in bytes, time of change in ns, SHA-256
+
+
 @dataclass(frozen=True)
 class Stamp:
     """What a preprocessed case was made from.
 
     Attributes:
         settings: see `UnlabeledPreprocessing.settings`.
-        files: name, size in bytes, time of change in ns and SHA-256 of each image file.
+        files: the image files.
         content: the preprocessed image's content; None when there is a problem.
         problem: why the image could not be preprocessed; empty when it was.
         wrong_channel_count: whether that is the problem.
     """
 
     settings: dict[str, Any]
-    files: list[list[Any]]
+    files: list[Mark]
     content: Content | None = None
     problem: str = ""
     wrong_channel_count: bool = False
 
 
 def folder_of(dataset_folder: Path, data_identifier: str) -> Path:
-    """Return where the unlabeled cases of a data set lie, given its folder in `nnUNet_preprocessed`."""
-    return dataset_folder / f"{data_identifier}_unlabeled"
+    """Return where the unlabeled cases of a data set lie, given its folder in `nnUNet_preprocessed`.
+
+    Raises:
+        ValueError: the identifier, which stands in plans, is a path.
+    """
+    return dataset_folder / f"{checked_name(data_identifier)}_unlabeled"
 
 
 def state_folder(preprocessed: Path) -> Path:
@@ -185,14 +194,7 @@ def forget_cases(preprocessed: Path, cases: Iterable[str]) -> None:
 
 def read_stamp(preprocessed: Path, case: str) -> Stamp | None:
     """Return what a case was made from; None if it was never finished, or nobody can read it."""
-    stamp = read_json(_stamp_file(preprocessed, case))
-    if stamp is None:
-        return None
-    with suppress(KeyError, TypeError):
-        if stamp["content"] is not None:
-            stamp["content"] = Content(tuple(stamp["content"]["shape"]), stamp["content"]["digest"])
-        return Stamp(**stamp)
-    return None
+    return read_if_fit(_stamp_file(preprocessed, case), Stamp)
 
 
 def _preprocess_case(job: UnlabeledPreprocessing, named: tuple[str, list[Path]]) -> None:
@@ -203,7 +205,7 @@ def _preprocess_case(job: UnlabeledPreprocessing, named: tuple[str, list[Path]])
     temporary = state_folder(job.preprocessed) / "unfinished" / case
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    marks: list[list[Any]] = []
+    marks: list[Mark] = []
     try:
         marks = [_mark(file) for file in with_sidecars(files)]
         content = _preprocess_into(temporary, job, case, files)
@@ -248,11 +250,11 @@ def _remove_unfinished(state: Path) -> None:
 
 
 def _stamp_file(preprocessed: Path, case: str) -> Path:
-    return state_folder(preprocessed) / "stamps" / f"{case}.json"
+    return state_folder(preprocessed) / "stamps" / f"{checked_name(case)}.json"
 
 
-def _mark(file: Path) -> list[Any]:
-    return [file.name, file.stat().st_size, file.stat().st_mtime_ns, file_digest(file)]
+def _mark(file: Path) -> Mark:
+    return file.name, file.stat().st_size, file.stat().st_mtime_ns, file_digest(file)
 
 
 def file_digest(file: Path) -> str:

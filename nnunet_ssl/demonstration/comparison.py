@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
+from nnunet_ssl.training.checkpoints import load_checkpoint_file
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -38,7 +40,7 @@ class Comparison:
             cases = [Path(row["prediction_file"]).name.removesuffix(".nii.gz") for row in rows]
             dice[trainer] = np.array([[row["metrics"][str(label)]["Dice"] for label in labels] for row in rows])
             file = model_folders[trainer] / "fold_0" / "checkpoint_final.pth"
-            checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+            checkpoint = load_checkpoint_file(file, torch.device("cpu"))
             epoch_dice[trainer] = [float(value) for value in checkpoint["logging"]["mean_fg_dice"]]
         return cls(dice, cases, labels, epoch_dice, raw, predictions)
 

@@ -11,6 +11,7 @@ import numpy as np
 from nnunet_ssl.data.dataset_reader import Voxels
 from nnunet_ssl.data.in_processes import in_processes
 from nnunet_ssl.data.raw_files import files_in, some, unused_files
+from nnunet_ssl.evaluation.cells import csv_cells
 from nnunet_ssl.evaluation.metrics import Hausdorff95, Metrics, compute_metrics
 from nnunet_ssl.evaluation.structures import Structures
 
@@ -148,7 +149,7 @@ def write_csv(rows: Sequence[Row], file: Path) -> None:
         writer.writeheader()
         for row in rows:
             cells = {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.cells().items()}
-            writer.writerow(cells)
+            writer.writerow(csv_cells(cells))
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, str]]:

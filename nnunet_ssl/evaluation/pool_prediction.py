@@ -14,6 +14,7 @@ from nnunet_ssl.data.dataset_reader import DatasetReader, quiet, refuse_unusable
 from nnunet_ssl.data.raw_files import channel_problem
 from nnunet_ssl.evaluation.label_priority import Uncertainty, measure_uncertainty
 from nnunet_ssl.training.checkpoints import load_model
+from nnunet_ssl.training.safe_loading import nnunet_loads_without_code
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class PoolPredictor:
             device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False
         )
         try:
-            self.predictor.initialize_from_trained_model_folder(str(model), [fold], checkpoint_name)
+            with nnunet_loads_without_code():
+                self.predictor.initialize_from_trained_model_folder(str(model), [fold], checkpoint_name)
         except (RuntimeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{file} does not fit plans.json and dataset.json in {model}: copy the model anew"

@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
+from nnunet_ssl.evaluation.cells import csv_cells
 from nnunet_ssl.evaluation.comparison import Comparison
 from nnunet_ssl.evaluation.folders import COLUMNS
 from nnunet_ssl.evaluation.report_tables import Table, latex
@@ -48,7 +49,7 @@ def write_report(
             for trainer, predictions in one.results.items():
                 for (training, case), rows in predictions.items():
                     whose = {"trainer": trainer, "training": training, "patient": one.patients[case]}
-                    writer.writerows({"dataset": one.dataset} | whose | row.cells() for row in rows)
+                    writer.writerows(csv_cells({"dataset": one.dataset} | whose | row.cells()) for row in rows)
     (folder / "report.tex").write_text(latex(tables[0]), encoding="utf-8")
     return folder / "report.html"
 

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import numpy as np
 
+from nnunet_ssl.evaluation.cells import latex_cell
 from nnunet_ssl.evaluation.comparison import Comparison
 from nnunet_ssl.evaluation.paired_statistics import FEWEST_PATIENTS, PairedDifference, holm, means_by, paired_difference
 from nnunet_ssl.evaluation.runs import Run
@@ -20,7 +21,6 @@ METRICS = {
 }
 PACKAGES = ("nnunet_ssl", "nnunetv2", "torch", "numpy")
 NONE = "–"
-LATEX = {character: f"\\{character}" for character in "_%&#$"} | {"±": r"$\pm$", "–": "--"}
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def number_of_unlabeled(run: Run) -> str:
 
 def latex(table: Table) -> str:
     """Return a table for LaTeX with the package booktabs."""
-    escaped = [[cell.translate(str.maketrans(LATEX)) for cell in row] for row in (table.columns, *table.rows)]
+    escaped = [[latex_cell(cell) for cell in row] for row in (table.columns, *table.rows)]
     lines = [" & ".join(row) + r" \\" for row in escaped]
     body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
     columns = "ll" + "r" * (len(table.columns) - 2)

@@ -161,9 +161,7 @@ def read_checkpoint(file: Path) -> dict:
 
     try:
         checkpoint = load_checkpoint_file(file, torch.device("cpu"))
-    except ValueError:
-        raise
-    except Exception as error:  # unpickling may raise anything, for example where a class is not installed
+    except OSError as error:
         raise ValueError(f"{file} cannot be read ({reason_of(error)})") from error
     log = checkpoint.get("logging")
     lists = {name for name, values in log.items() if isinstance(values, list)} if isinstance(log, dict) else set()

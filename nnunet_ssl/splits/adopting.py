@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
+from nnunet_ssl.data import json_schemas as schemas
 from nnunet_ssl.data.dataset_reader import DatasetReader
 from nnunet_ssl.data.identical_images import as_test_case, twins_of_dataset
+from nnunet_ssl.data.json_schemas import refuse_unfit
 from nnunet_ssl.data.patients import patients_of
 from nnunet_ssl.data.preprocessed_images import read_json, write_json_atomically
 from nnunet_ssl.data.raw_files import RawDataset, sidecar, some
@@ -88,9 +90,12 @@ class Adoption:
 
 def read_journal(raw: RawDataset) -> dict[str, dict]:
     """Return what is noted of adopted cases."""
-    journal = read_json(raw.folder / JOURNAL) or {}
-    if not isinstance(journal, dict) or not all(isinstance(entry, dict) for entry in journal.values()):
-        raise ValueError(f"{raw.folder / JOURNAL} is damaged: remove it")
+    file = raw.folder / JOURNAL
+    journal = read_json(file) or {}
+    try:
+        refuse_unfit(journal, schemas.JOURNAL, file)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove the file") from None
     return journal
 
 

@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from types import CodeType, FunctionType, UnionType
 
+from nnunet_ssl.training.plain_values import plain_values
+
 # Names of earlier versions: what a class outside of this package may still define, and what it may still call.
 RENAMED_TO_DEFINE = {
     "views": "VIEWS",
@@ -73,10 +75,15 @@ def refuse_slips(trainer: object, base: type, api: type, views: Sequence[str]) -
         base: the class that all trainers derive from.
         api: the class whose functions a method calls.
         views: all that an unlabeled batch may have.
+
+    Raises:
+        TypeError: a state holds what no checkpoint can.
     """
     refuse_missing_attributes(trainer, base, api)
     refuse_missing_views(trainer, base, views)
     refuse_missing_entries(trainer, base, api)
+    for name, kept in trainer.state.items():
+        plain_values(kept.state_dict(), f"{type(trainer).__name__}: state {name!r}")
 
 
 def refuse_missing_attributes(trainer: object, base: type, api: type) -> None:

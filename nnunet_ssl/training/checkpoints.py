@@ -2,9 +2,7 @@
 
 import copy
 import os
-import pickle
 import shutil
-import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from nnunet_ssl.data.image_files import fault_of_the_machine
+from nnunet_ssl.training.plain_values import plain_values
+from nnunet_ssl.training.safe_loading import CodeInFileError, DamagedFileError, load_without_code
 
-# What torch.load raises for a file that is cut off, empty or overwritten.
-DAMAGE = (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError, UnicodeDecodeError)
 KINDS = ("final", "latest", "best")  # of nnU-Net's checkpoints
 KEYS_OF_A_MODEL = ("network_weights", "trainer_name", "init_args")  # without which nnU-Net cannot predict
 
@@ -53,8 +50,11 @@ def save_atomically(checkpoint: dict, filename: str | Path) -> None:
     """Write a checkpoint so that the file is the old or the new one at any moment, never half of one.
 
     What stood there stays as the previous one, as a hard link, until the next call.
+
+    Raises:
+        TypeError: it holds something that could not be loaded again.
     """
-    filename = Path(filename)
+    filename, checkpoint = Path(filename), plain_values(checkpoint)
     unfinished = filename.with_name(f"{filename.name}.tmp")
     with unfinished.open("wb") as file:
         torch.save(checkpoint, file)
@@ -67,16 +67,16 @@ def save_atomically(checkpoint: dict, filename: str | Path) -> None:
 
 
 def load_checkpoint_file(filename: str | Path, map_location: torch.device) -> dict:
-    """Load a checkpoint that may come from elsewhere. These files hold more than tensors: load only what you trust.
+    """Load a checkpoint that may come from elsewhere; no code in it is run.
 
     Raises:
-        ValueError: there is no such file, or it is no checkpoint of nnU-Net.
+        ValueError: there is no such file, it is no checkpoint of nnU-Net, or holds code.
     """
     try:
         checkpoint = _load(filename, map_location)
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise ValueError(f"{filename} is not a file") from None
-    except DAMAGE as error:
+    except DamagedFileError as error:
         raise ValueError(f"{filename} cannot be read as a checkpoint: it is damaged, or none") from error
     if not isinstance(checkpoint.get("network_weights"), dict):
         raise ValueError(f"{filename} is no checkpoint of nnU-Net: it has no network_weights")
@@ -109,17 +109,16 @@ def refuse_missing(checkpoint: dict, keys: Iterable[str], filename: str | Path) 
 def load_intact(filename: str | Path, map_location: torch.device, report: Callable[[str], None]) -> dict:
     """Load a checkpoint; a damaged one is reported and the previous one taken instead.
 
-    The files are nnU-Net's own kind, which hold more than tensors: load only files you trust.
-
     Raises:
         FileNotFoundError: there is no such file.
+        CodeInFileError: the file that would be taken holds code, which is not run.
         RuntimeError: neither the file nor a previous one can be read.
     """
     filename = Path(filename)
     previous = previous_checkpoint(filename)
     try:
         return _load(filename, map_location)
-    except DAMAGE as error:
+    except DamagedFileError as error:
         damage = f"{filename} is damaged, or no checkpoint,"
         if not previous.exists():
             raise RuntimeError(
@@ -129,7 +128,7 @@ def load_intact(filename: str | Path, map_location: torch.device, report: Callab
     report(f"WARNING: {damage} going on from {previous.name}")
     try:
         return _load(previous, map_location)
-    except DAMAGE as error:
+    except DamagedFileError as error:
         raise RuntimeError(f"{damage} and so is {previous.name}: train again without --c") from error
 
 
@@ -137,26 +136,25 @@ def load_newest(folder: str | Path, map_location: torch.device, report: Callable
     """Load the checkpoint of the latest epoch of a run, of all that can be read; those that cannot be are reported.
 
     Raises:
+        CodeInFileError: one of them holds code, which is not run.
         RuntimeError: none can be read.
     """
     epochs: dict[Path, int] = {}
     for file in checkpoints_of(folder):
         try:
             epochs[file] = int(_load(file, map_location, mmap=True)["current_epoch"])
-        except (*DAMAGE, TypeError):
+        except CodeInFileError:
+            raise
+        except (DamagedFileError, KeyError, TypeError, ValueError):
             report(f"WARNING: {file} is damaged, or no checkpoint")
-    for file in sorted(epochs, key=lambda file: (-epochs[file], is_previous(file))):
-        try:
-            checkpoint = _load(file, map_location)
-        except DAMAGE:
-            report(f"WARNING: {file} is damaged")
-        else:
-            report(f"Going on from {file.name}, after epoch {epochs[file] - 1}")
-            return checkpoint
-    raise RuntimeError(
-        f"no checkpoint in {folder} can be read: train again without --c and with "
-        'nnUNet_ssl_options="replace=true", or bring back a copy of one'
-    )
+    if not epochs:
+        raise RuntimeError(
+            f"no checkpoint in {folder} can be read: train again without --c and with "
+            'nnUNet_ssl_options="replace=true", or bring back a copy of one'
+        )
+    newest = min(epochs, key=lambda file: (-epochs[file], is_previous(file)))
+    report(f"Going on from {newest.name}, after epoch {epochs[newest] - 1}")
+    return _load(newest, map_location)
 
 
 def is_previous(file: Path) -> bool:
@@ -165,18 +163,10 @@ def is_previous(file: Path) -> bool:
 
 
 def _load(filename: str | Path, map_location: torch.device, mmap: bool = False) -> dict:
-    """Load a file; one of DAMAGE if it is damaged or holds something else.
-
-    With `mmap` its tensors are read when they are used.
-    """
-    try:
-        checkpoint = torch.load(filename, map_location=map_location, weights_only=False, mmap=mmap)
-    except OSError as error:
-        if error.filename is not None or fault_of_the_machine(error):
-            raise
-        raise EOFError(f"{filename} is cut off") from error  # torch seeks in it to where nothing is
+    """Load a file without code; with `mmap` its tensors are read when they are used."""
+    checkpoint = load_without_code(filename, map_location, mmap)
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"{filename} holds no checkpoint")
+        raise DamagedFileError(f"{filename} holds no checkpoint")
     return checkpoint
 
 

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import importlib.util
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.low_rank_adapters import add_adapters
 from nnunet_ssl.building_blocks.slicewise_network import COLORS, ColorsFirst, SlicewiseNetwork, without_batch_norm
-from nnunet_ssl.training.checkpoints import DAMAGE, load_model
+from nnunet_ssl.data.architectures import refuse_other_than_modules
+from nnunet_ssl.training.checkpoints import load_model
+from nnunet_ssl.training.safe_loading import is_of_the_machine, refuse_altered
 
 LIBRARY = "segmentation_models_pytorch"
 NO_WEIGHTS = "none"
@@ -127,8 +130,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return importlib.import_module("safetensors.torch").load_file(file)
+        if zipfile.is_zipfile(file):  # older files are none, and have no checksums
+            refuse_altered(file)
         weights = torch.load(file, map_location="cpu", weights_only=True)
-    except (*DAMAGE, importlib.import_module("safetensors").SafetensorError) as error:
+    except Exception as error:
+        if is_of_the_machine(error):
+            raise
         raise ValueError(f"weights_2d: {file} cannot be read as weights") from error
     if not (isinstance(weights, Mapping) and all(isinstance(value, Tensor) for value in weights.values())):
         raise ValueError(f"weights_2d: {file} holds no weights by name")
@@ -164,7 +171,7 @@ def network_of_nnunet(file: str, channels: int, classes: int, axis: int, slices_
     """Return the network of a checkpoint of nnU-Net's 2d configuration for 3-D patches, with its weights.
 
     Args:
-        file: the checkpoint, which holds more than tensors: only what is trusted is to be loaded.
+        file: the checkpoint.
         channels: of the patches.
         classes: channels of its output.
         axis: the spatial axis that is cut: 0, 1 or 2.
@@ -175,6 +182,7 @@ def network_of_nnunet(file: str, channels: int, classes: int, axis: int, slices_
     """
     checkpoint = load_model(file)
     arguments = checkpoint["init_args"]
+    refuse_other_than_modules(arguments["plans"], arguments["configuration"], f"init_2d: {file}")
     plans = PlansManager(copy.deepcopy(arguments["plans"]))
     configuration = plans.get_configuration(arguments["configuration"])
     if len(configuration.patch_size) != 2:

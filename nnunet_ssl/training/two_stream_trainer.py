@@ -24,8 +24,9 @@ from nnunet_ssl.data.loaders import (
     start_loader,
 )
 from nnunet_ssl.data.older_conversions import older_conversion
+from nnunet_ssl.data.plans_file import refuse_bad_plans
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
-from nnunet_ssl.data.raw_files import RawDataset
+from nnunet_ssl.data.raw_files import RawDataset, refuse_bad_dataset_json
 from nnunet_ssl.data.split_file import (
     FOLDS,
     NO_ESTIMATE,
@@ -54,6 +55,12 @@ class TwoStreamTrainer(nnUNetTrainer):
     def epoch_is_labeled_only(self) -> bool:
         """Whether no step of the epoch takes unlabeled images, which are then not loaded."""
         return False
+
+    def initialize(self) -> None:
+        """Initialise as nnU-Net does, unless plans or dataset.json are not what they have to be."""
+        refuse_bad_plans(self.plans_manager.plans, self.configuration_name, f"{self.plans_manager.plans_name}.json")
+        refuse_bad_dataset_json(self.dataset_json, "dataset.json")
+        super().initialize()
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return nnU-Net's split; a fold that there is not is an error, and few cases have folds that fit."""

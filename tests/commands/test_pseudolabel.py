@@ -7,6 +7,7 @@ import pytest
 import SimpleITK
 
 from nnunet_ssl.commands.cli import main
+from nnunet_ssl.commands.pseudolabel import Finished, marks
 from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from tests.data.test_unlabeled_preprocessing import write_image
@@ -155,6 +156,20 @@ def test_outputs_are_those_of_the_scans_that_there_are(dataset, tmp_path, capsys
         (out / "finished.jsonl").write_text(content)
         assert pseudolabel(out) == 2
         assert "finished.jsonl is damaged: name a new folder with -o" in capsys.readouterr().err
+
+
+def test_notes_that_name_a_path_delete_nothing(tmp_path):
+    """What was predicted for a scan that has left the pool is deleted: a name from a file stays in its folder."""
+    folder, mine = tmp_path / "out", tmp_path / "mine.nii.gz"
+    folder.mkdir()
+    mine.touch()
+    checkpoint = tmp_path / "model" / "fold_0" / "checkpoint_final.pth"
+    model = json.dumps(["model", "fold_0", checkpoint.name, *marks([checkpoint])])
+    entry = {"case": "../mine", "marks": [[1, 2]], "uncertainty": {"entropy": 1.0}, "volumes_ml": {}}
+    (folder / "finished.jsonl").write_text(f"{model}\n{json.dumps(entry)}\n")
+    with pytest.raises(ValueError, match=r"is damaged: .*\(line 2: 'case': '../mine' is a path"):
+        Finished.open(folder, checkpoint, {}).forget_what_is_gone(".nii.gz")
+    assert mine.exists()
 
 
 @pytest.mark.parametrize("dataset", [{}], indirect=True)

@@ -351,8 +351,8 @@ def test_a_label_without_image_is_named(acdc, capsys):
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        (5, "dataset.json: 'patient_pattern' is no regular expression"),
-        ("(", "dataset.json: 'patient_pattern' is no regular expression"),
+        (5, "dataset.json: 'patient_pattern': "),
+        ("(", "dataset.json: 'patient_pattern': "),
         ("sub-", "(patient_pattern of dataset.json): correct it there, or give another with --group-by REGEX"),
     ],
 )
@@ -379,7 +379,7 @@ def test_a_key_dataset_that_is_not_nnunets_is_named(acdc, capsys, elsewhere):
     content = json.loads((acdc / "dataset.json").read_text())
     (acdc / "dataset.json").write_text(json.dumps(content | {"dataset": elsewhere}))
     assert main(["split", "27", "--labeled", "5"]) == 2
-    assert f"the key 'dataset' of {acdc / 'dataset.json'}" in capsys.readouterr().err
+    assert f"{acdc / 'dataset.json'}: 'dataset'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("names", [["site_0001", "site_0007"], ["scan_0003"], ["p_0000", "p_0001"]])
@@ -524,7 +524,7 @@ def test_borders_that_leave_nothing_are_refused(acdc, capsys):
     assert "without the 2 cases on each side of a border" in capsys.readouterr().err
     consecutive(acdc, range(100, 140), border_images="2")
     assert main(["split", "27", "--labeled", "2", "--folds", "2"]) == 2
-    assert "border_images is a number of images, got '2'" in capsys.readouterr().err
+    assert "'border_images' is no whole number: '2'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,24 @@ def test_other_keys_are_left_alone(tmp_path, key):
 @pytest.mark.parametrize("value", ["c", {"c": 1}, None, 3, [3], [["c"]]])
 @pytest.mark.parametrize("key", ["train", "val", "unlabeled"])
 def test_values_that_are_no_lists_of_names_are_refused(tmp_path, key, value):
-    with pytest.raises(ValueError, match=f"fold 0 of .*splits_final.json: '{key}' is no list of case names"):
+    with pytest.raises(ValueError, match=f"fold 0 of .*splits_final.json: '{key}'( is no list|, entry 0 is no text)"):
         read_splits(write(tmp_path, [FOLD | {key: value}]))
+
+
+@pytest.mark.parametrize("key", ["train", "val", "unlabeled"])
+def test_a_case_that_is_a_path_or_stands_there_twice_is_refused(tmp_path, key):
+    for cases, message in (
+        (["a", "../b"], "'../b' is a path, which may lead out of its folder"),
+        (["/etc/passwd"], "'/etc/passwd' is a path"),
+        (["a", "b", "a"], "names a twice"),
+    ):
+        with pytest.raises(ValueError, match=f"fold 1 of .*splits_final.json: '{key}'(, entry .: | ){message}"):
+            read_splits(write(tmp_path, [FOLD, FOLD | {key: cases}]))
+
+
+def test_json_that_is_nested_without_end_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="is no JSON .it is nested too deeply"):
+        read_splits(write(tmp_path, "[" * 100_000))
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def test_a_flat_volume_and_its_reference_of_one_slice(folders):
     [
         ("{", "dataset.json is no JSON"),
         ("[]", "dataset.json holds no JSON object but []"),
-        ('{"labels": {"background": 0}}', "dataset.json has no key 'file_ending', which nnU-Net needs"),
+        ('{"labels": {"background": 0}}', "dataset.json has no key 'file_ending'"),
         ('{"labels": {"background": 0}, "file_ending": ".xyz"}', "nnU-Net has no reader for files that end in '.xyz'"),
     ],
 )

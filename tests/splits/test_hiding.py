@@ -257,6 +257,7 @@ def test_what_may_be_a_mistake_moves_nothing(dataset, spoil, message):
 
 def test_images_that_lie_elsewhere_are_not_moved_to_the_pool(dataset):
     file = dataset / "dataset.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"dataset": {}}))
+    elsewhere = {"a": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dataset": elsewhere}))
     with pytest.raises(ValueError, match="moved: put them into imagesTr and labelsTr and remove the key"):
         move_to_pool(dataset)

@@ -3,6 +3,7 @@
 import functools
 import importlib
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -170,6 +171,21 @@ def test_part_or_state_that_is_not_made_is_named_before_the_first_step(tiny_data
 )
 def test_parts_and_state_that_may_be_made_raise_no_false_alarm(tiny_dataset, members):
     initialized(tiny_dataset(dim=2), **members)
+
+
+class Numbers:
+    """A state that keeps an array."""
+
+    def state_dict(self):
+        return {"seen": np.ones(2)}
+
+    def load_state_dict(self, state_dict):
+        """Take nothing over."""
+
+
+def test_state_that_no_checkpoint_can_hold_is_named_before_the_first_step(tiny_dataset):
+    with pytest.raises(TypeError, match=r"Wrong: state 'memory'\['seen'\] is a ndarray, which no checkpoint can hold"):
+        initialized(tiny_dataset(dim=2), build_state=lambda self: {"memory": Numbers()})
 
 
 def test_ramp_needs_its_duration(tiny_dataset):

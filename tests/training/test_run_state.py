@@ -1,5 +1,6 @@
 """What a checkpoint holds, and those of before its networks had roles."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,29 @@ def test_roles_in_a_checkpoint(tiny_dataset):
         "CPS": {"networks": ["first", "second"], "optimizers": ["second"]},
         "MCNet": {"networks": ["network"], "parts": ["linear", "nearest"]},
     }
+
+
+def test_a_checkpoint_needs_nothing_of_numpy_to_be_read(tiny_dataset):
+    trainer = make_trainer(tiny_dataset(dim=2), find_trainer("nnUNetTrainerMeanTeacher"), seed=1)
+    trainer.run_training()
+    file = f"{trainer.output_folder}/checkpoint_final.pth"
+    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    assert unsafe == []
+    saved = torch.load(file, weights_only=True)
+    assert {type(value) for value in saved["logging"]["mean_fg_dice"]} == {float}
+
+
+def test_run_goes_on_from_a_checkpoint_with_numbers_of_numpy(tiny_dataset):
+    dataset = tiny_dataset(dim=2)
+    trainer = make_trainer(dataset, find_trainer("nnUNetTrainerMeanTeacher"), seed=1)
+    trainer.run_training()
+    file = f"{trainer.output_folder}/checkpoint_final.pth"
+    saved = torch.load(file, weights_only=True)
+    saved["logging"]["mean_fg_dice"] = [np.float32(one) for one in saved["logging"]["mean_fg_dice"]]
+    torch.save(saved | {"_best_ema": np.float64(saved["_best_ema"])}, file)  # as earlier versions, and nnU-Net
+    resumed = make_trainer(dataset, type(trainer), resume=True)
+    resumed.load_checkpoint(file)
+    assert_equal_weights(state_of(trainer), state_of(resumed))
 
 
 def test_options_of_nnunet_that_a_run_was_not_given_are_compared_with_nnunets_defaults():
