@@ -65,7 +65,6 @@ class PoolTrainer(ResumableTrainer):
         started, name = time.perf_counter(), self.inference_network()
         root = Path(self.output_folder, "pool_predictions")
         with self.networks.in_place(self, name):
-            self.network.eval()
             self.set_deep_supervision_enabled(False)
             predictor = predictor_for(self, self.mirror_axes if self.predicts_mirrored else ())
             made_by = self._round

@@ -79,15 +79,21 @@ def predicted_cases(monkeypatch) -> list[str]:
 )
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_case_is_predicted_as_nnunet_predicts_it_with_the_inference_network(tiny_dataset, cell, mirrored):
-    trainer = started(tiny_dataset(**cell), Plain, warmup_fraction=0.0, num_epochs=1, predicts_mirrored=mirrored)
+    predicts = "student" if mirrored else "teacher"
+    options = {"warmup_fraction": 0.5, "prediction_rounds": 1, "predicts_mirrored": mirrored, "predict_with": predicts}
+    trainer = started(tiny_dataset(**cell), Plain, **options)
     with torch.no_grad():
         for parameter in trainer.networks["student"].parameters():
-            parameter.mul_(2.0)  # another network than the teacher, which has predicted
+            parameter.add_(0.1 * torch.randn_like(parameter))  # another network than the teacher
+    trainer.current_epoch = 1
+    trainer.on_epoch_start()
     axes = trainer.inference_allowed_mirroring_axes if mirrored else None
     assert not mirrored or axes
     predictor = nnUNetPredictor(perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
     plans = trainer.plans_manager, trainer.configuration_manager
-    predictor.manual_initialization(trainer.networks["teacher"], *plans, None, trainer.dataset_json, "x", axes)
+    network = trainer.networks[predicts]
+    network.decoder.deep_supervision = False
+    predictor.manual_initialization(network, *plans, None, trainer.dataset_json, "x", axes)
     images = trainer.streams[1].images
     for case in POOL:
         image = torch.from_numpy(open_image(images.folders[case], case)[:])
