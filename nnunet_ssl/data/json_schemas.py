@@ -5,6 +5,7 @@ Keys that are not listed are nnU-Net's, or somebody's, and stay.
 
 import difflib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -209,9 +210,15 @@ def where(place: list[str | int]) -> str:
 def read_if_fit(file: Path, kind: type[Content]) -> Content | None:
     """Return what a file of ours holds, of the types that are given; None if it is missing, cut off or another's."""
     try:
-        return TypeAdapter(kind).validate_json(file.read_bytes(), strict=True)
+        return adapter_of(kind).validate_json(file.read_bytes(), strict=True)
     except (FileNotFoundError, ValueError):
         return None
+
+
+@cache
+def adapter_of(kind: type) -> TypeAdapter:
+    """Return what compares content with a type; it is made once, which takes longer than to compare."""
+    return TypeAdapter(kind)
 
 
 def parsed(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON
