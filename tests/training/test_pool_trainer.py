@@ -198,11 +198,11 @@ def test_case_that_joined_the_pool_since_is_predicted_alone(tiny_dataset, predic
 
 def test_run_that_starts_again_takes_nothing_of_the_one_before(tiny_dataset, predicted_cases):
     dataset = tiny_dataset(dim=2)
-    first = make_trainer(dataset, Plain, **LENGTH)
-    first.run_training()
+    once = LENGTH | {"prediction_rounds": 1}
+    make_trainer(dataset, Plain, **once).run_training()
     predicted_cases.clear()
-    make_trainer(dataset, Plain, **LENGTH | {"seed": 2}).run_training()
-    assert predicted_cases == POOL * 3
+    make_trainer(dataset, Plain, **once | {"seed": 2}).run_training()
+    assert predicted_cases == POOL
 
 
 @pytest.mark.parametrize("workers", [0, 1])
