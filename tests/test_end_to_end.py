@@ -77,10 +77,10 @@ def make_workplace(root: Path, dataset: str) -> Workplace:
     return Workplace(root, dataset)
 
 
-def write_synthetic_dataset(folder: Path) -> None:
-    """Bright balls in noise: 6 labeled, 4 unlabeled, 1 to predict."""
+def write_synthetic_dataset(folder: Path, labeled: int = 6) -> None:
+    """Bright balls in noise, some labeled, 4 unlabeled, 1 to predict."""
     rng = np.random.default_rng(0)
-    for name, number in (("Tr", 6), ("Un", 4), ("Ts", 1)):
+    for name, number in (("Tr", labeled), ("Un", 4), ("Ts", 1)):
         for i in range(number):
             grid = np.stack(np.meshgrid(*[np.arange(24)] * 3, indexing="ij"))
             center = rng.uniform(9, 15, 3)[:, None, None, None]
@@ -92,7 +92,7 @@ def write_synthetic_dataset(folder: Path) -> None:
     description = {
         "channel_names": {"0": "MRI"},
         "labels": {"background": 0, "ball": 1},
-        "numTraining": 6,
+        "numTraining": labeled,
         "file_ending": ".nii.gz",
     }
     (folder / "dataset.json").write_text(json.dumps(description))
