@@ -24,7 +24,7 @@ from statistics import mean
 from typing import Any
 
 from nnunet_ssl.evaluation.comparison import Prediction, patients_of
-from nnunet_ssl.evaluation.paired_statistics import PairedDifference, paired_difference
+from nnunet_ssl.evaluation.paired_statistics import PairedDifference, bootstrap_interval, paired_difference
 from result_files import ALL_LABELED, BASELINE, DEFAULT, RESULTS, ROOT, Result, is_stale, read_results
 
 TABLES = Path(__file__).with_name("tables.toml")
@@ -63,6 +63,7 @@ class Table:
     rows: tuple[str, ...] = ("*",)
     columns: tuple[str, ...] = ("trainer", "seeds", "difference", "hd95", "asd", "cost", "device", "commit")
     sort: str = "difference"
+    rival: str = ""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -78,6 +79,7 @@ class Row:
     variant: str
     results: dict[int, Result]
     difference: PairedDifference | None
+    rival: dict[int, Result] | None = None
 
 
 def main() -> int:
@@ -215,10 +217,11 @@ def rows_of(table: Table, results: Path = RESULTS) -> list[Row]:
     baseline = complete.pop((BASELINE, DEFAULT), None)
     if baseline is None:
         return []
-    others = [Row(*key, of_seed, compare(table, of_seed, baseline)) for key, of_seed in complete.items()]
+    rival = complete.get(tuple(table.rival.split("__")))
+    others = [Row(*key, of_seed, compare(table, of_seed, baseline), rival) for key, of_seed in complete.items()]
     sizes = {"difference": lambda row: -row.difference.mean, "name": lambda row: (row.trainer, row.variant)}
     others.sort(key=lambda row: (row.variant == ALL_LABELED, sizes[table.sort](row)))
-    return [Row(BASELINE, DEFAULT, baseline, None), *others]
+    return [Row(BASELINE, DEFAULT, baseline, None, rival), *others]
 
 
 def results_of(table: Table, results: Path) -> dict[tuple[str, str], dict[int, Result]]:
@@ -353,6 +356,21 @@ def difference_cell(row: Row) -> dict[str, str]:
     return {f"difference to `{BASELINE}` (95 % interval)": text}
 
 
+def rival_cell(row: Row) -> dict[str, str]:
+    """Return the mean difference to the table's rival, with its interval over draws of labeled cases, then patients."""
+    if row.rival is None:
+        return {"difference to the rival": ""}
+    first = next(iter(row.rival.values()))
+    name = f"`{first['trainer']}`" + ("" if first["variant"] == DEFAULT else f", {first['variant']}")
+    text = ""
+    if row.results is not row.rival:
+        ours, theirs = predictions(row.results), predictions(row.rival)
+        patients, _ = patients_of(list(first["dice"]), first["setting"]["patient_pattern"])
+        low, high = bootstrap_interval(ours, theirs, patients)
+        text = f"{paired_difference(ours, theirs, patients).mean:+.4f} ({low:+.4f} to {high:+.4f})"
+    return {f"difference to {name} (95 % interval over draws and cases)": text}
+
+
 def cost_cell(row: Row) -> dict[str, str]:
     """Return the cost that our trainers state; nnU-Net's own is 1."""
     cost = 1 if row.trainer == BASELINE else next(iter(row.results.values()))["cost"]
@@ -381,6 +399,7 @@ COLUMNS: dict[str, Callable[[Row], dict[str, Any]]] = {
     "trainer": trainer_cell,
     "seeds": seed_cells,
     "difference": difference_cell,
+    "rival": rival_cell,
     "cost": cost_cell,
     "hd95": lambda row: {"95HD (mm)": mean_distance(row, "hd95")},
     "circumference": circumference_cell,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,21 @@ def test_a_table_by_hand(finished):
         "| 0123456789ab |",
         "| `nnUNetTrainer`, all 96 labeled | 0.9000 | 0.9000 | +0.4000 (+0.4000 to +0.4000) | 1 | 0123456789ab |",
     ]
+
+
+def test_a_rival_is_compared_over_draws_and_cases(finished):
+    """The baseline is 4 points below: 3.5 and 4.5 in the two draws, 1.5 to 6.5 over the cases."""
+    table = replace(TABLE, columns=("trainer", "rival"), rival="nnUNetTrainerBCP__default")
+    head, _, plain, rival, upper = lines(finished, table)
+    assert "difference to `nnUNetTrainerBCP` (95 % interval over draws and cases)" in head
+    assert rival == "| `nnUNetTrainerBCP` |  |"
+    low, high = (float(number) for number in re.findall(r"[+-]0\.\d+(?= to|\))", plain)[:2])
+    assert plain.startswith("| `nnUNetTrainer` | -0.0400 (")
+    assert -0.0600 < low < -0.0515
+    assert -0.0285 < high < -0.0200
+    assert "+0.3600 (+0.34" in upper
+    with pytest.raises(ValueError, match="needs two or more trainings"):
+        lines(finished, replace(table, seeds=(1,)))
 
 
 def test_a_label_that_nobody_has_is_left_out(tmp_path):

@@ -11,6 +11,7 @@ from nnunet_ssl.evaluation.comparison import Prediction
 
 CONFIDENCE = 0.95
 FEWEST_PATIENTS = 6  # of an interval; with 5 the test cannot reach p < 0.05 either: all of one sign has p = 2 / 2^5
+RESAMPLES = 10_000  # of a bootstrap
 DECIMALS = 12  # averages of equal numbers may differ in their last bits, which would break ties
 
 Key = TypeVar("Key", bound=Hashable)
@@ -74,6 +75,40 @@ def paired_difference(
         cases=len(of_case),
         by_training=means_by(both, lambda prediction: prediction.training),
     )
+
+
+def bootstrap_interval(
+    values: Mapping[Prediction, float], baseline: Mapping[Prediction, float], patients: Mapping[str, str]
+) -> tuple[float, float]:
+    """Return the 95 % interval of a mean difference over trainings that each drew labeled cases of their own.
+
+    Percentiles of a bootstrap: trainings are drawn with replacement, and patients, the same ones for all trainings of a
+    resample, because all predict the same cases. It covers what depends on the draws of labeled cases, which
+    `PairedDifference` does not. Its random numbers are always the same.
+
+    Args:
+        values: of each prediction; the same cases in each training.
+        baseline: the same of the other trainer.
+        patients: whose each case is.
+
+    Raises:
+        ValueError: there are not the same cases in each training, or fewer than two trainings.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for prediction, value in values.items():
+        of_patient = found.setdefault(prediction.training, {}).setdefault(patients[prediction.case], [])
+        of_patient.append(value - baseline[prediction])
+    names = sorted(next(iter(found.values()), {}))
+    if len(found) < 2 or any(sorted(of_patients) != names for of_patients in found.values()):
+        raise ValueError("an interval over draws needs two or more trainings that all predict the same patients")
+    means = np.array([[np.mean(of_patients[name]) for name in names] for of_patients in found.values()])
+    draws = np.random.default_rng(0)
+    trainings = draws.integers(len(means), size=(RESAMPLES, len(means)))
+    chosen = draws.integers(len(names), size=(RESAMPLES, len(names)))
+    shares = np.apply_along_axis(np.bincount, 1, chosen, minlength=len(names)) / len(names)
+    differences = (means[trainings].mean(axis=1) * shares).sum(axis=1)
+    low, high = np.quantile(differences, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 def means_by(values: Mapping[Key, float], group_of: Callable[[Key], str]) -> dict[str, float]:

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from nnunet_ssl.evaluation.comparison import Comparison, Prediction
 from nnunet_ssl.evaluation.folders import Row
 from nnunet_ssl.evaluation.metrics import Metrics
-from nnunet_ssl.evaluation.paired_statistics import PairedDifference, holm, paired_difference
+from nnunet_ssl.evaluation.paired_statistics import (
+    PairedDifference,
+    bootstrap_interval,
+    holm,
+    paired_difference,
+)
 from nnunet_ssl.evaluation.report_tables import differences_table
 
 
@@ -193,3 +198,40 @@ def test_holm_lies_between_the_value_and_bonferroni_and_keeps_the_order(p_values
     assert list(np.argsort(p_values, kind="stable")) == sorted(
         range(len(p_values)), key=lambda index: (corrected[index], p_values[index], index)
     )
+
+
+def interval_of(differences: np.ndarray) -> tuple[float, float]:
+    """Return the interval over the draws (rows) and the cases (columns), of patients of one case each."""
+    found = {
+        Prediction(f"seed {i}", f"case{j}"): float(value)
+        for i, row in enumerate(differences)
+        for j, value in enumerate(row)
+    }
+    patients = {f"case{j}": f"case{j}" for j in range(differences.shape[1])}
+    return bootstrap_interval(found, dict.fromkeys(found, 0.0), patients)
+
+
+def test_interval_over_draws_covers_what_the_draws_differ_in():
+    """Of two draws that differ in everything, a quarter of the resamples holds the one alone, a quarter the other."""
+    assert interval_of(np.array([[0.0] * 20, [1.0] * 20])) == (0.0, 1.0)
+    assert interval_of(np.full((3, 20), 0.25)) == (pytest.approx(0.25), pytest.approx(0.25))
+
+
+def test_interval_over_draws_takes_the_same_cases_for_all_draws():
+    """Where the draws agree, more of them tell nothing more about the cases: the interval is that of one draw's mean."""
+    cases = np.random.default_rng(1).normal(size=400)
+    for draws in (2, 20):
+        low, high = interval_of(np.tile(cases, (draws, 1)))
+        half = 1.96 * cases.std() / math.sqrt(400)
+        assert (low, high) == (
+            pytest.approx(cases.mean() - half, abs=0.01),
+            pytest.approx(cases.mean() + half, abs=0.01),
+        )
+
+
+def test_interval_over_draws_needs_the_same_patients_in_each():
+    patients = {"a": "a", "b": "b"}
+    found = {Prediction("1", "a"): 0.5, Prediction("2", "b"): 0.5}
+    for values in (found, {Prediction("1", "a"): 0.5}):
+        with pytest.raises(ValueError, match="needs two or more trainings that all predict the same patients"):
+            bootstrap_interval(values, dict.fromkeys(values, 0.0), patients)
