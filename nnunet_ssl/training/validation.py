@@ -34,7 +34,7 @@ class HitCounts:
 def moving_average(dice: Sequence[float]) -> float:
     """Return nnU-Net's moving average of the epochs' Dice, without those that have none; 0 where no epoch has one."""
     average = None
-    for value in dice:
+    for value in map(float, dice):  # as a checkpoint keeps them: a run that goes on has the same average
         if np.isfinite(value):
             average = value if average is None else 0.9 * average + 0.1 * value  # as nnU-Net
     return 0.0 if average is None else average
