@@ -27,8 +27,8 @@ class nnUNetTrainerSSL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     changes: what is pasted, and what is around it. With r = 0 and all voxels accepted it is BCP, with r = 1 FixMatch.
 
     Differences from the papers, beside those of our BCP and FixMatch:
-        one mixed image is of one kind, drawn by chance, so that one pass has both kinds; one box for the whole batch, as
-        in BCP, also where both images are unlabeled; the pseudo-labels weigh as much as the labels, as only the sure
+        each mixed image is of one kind, drawn by chance, so that one pass has both kinds; one box for the whole batch,
+        as in BCP, also where both images are unlabeled; the pseudo-labels weigh as much as the labels, as only the sure
         ones are learned; the warm-up is shorter.
 
     Cost: 3 B labeled, 3 B mixed, 1 B teacher forward passes to nnU-Net's 3 B, a ratio of 2.33; 1 in the warm-up.
