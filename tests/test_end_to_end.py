@@ -196,7 +196,7 @@ def test_labeled_image_among_the_unlabeled_is_found_by_its_voxels(trained):
     smuggled = raw / "imagesUn" / "other_0000.nii.gz"
     SimpleITK.WriteImage(image, str(smuggled), useCompression=True, compressionLevel=1)
     try:
-        train = f"nnUNetv2_train 998 3d_fullres 0 -tr {TRAINER} -device cpu"
+        train = f"nnUNetv2_train 998 3d_fullres 1 -tr {TRAINER} -device cpu"
         output = trained.run_warm(train, 1, nnUNet_ssl_options=SHORT)
     finally:
         smuggled.unlink()

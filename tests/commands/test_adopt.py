@@ -438,6 +438,8 @@ def test_values_with_spaces_are_quoted(dataset, tmp_path, monkeypatch):
     (dataset.root / "results").rename(tmp_path / "my results")
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "my results"))
     variable = shlex.split(lines(dataset)[-1])[0].partition("=")[2]
+    (model,) = (tmp_path / "my results" / DATASET).iterdir()
+    (model / "fold_0").rename(model / "former_fold_0")  # as the line before says
     monkeypatch.setenv("nnUNet_ssl_options", variable)
     trainer = make_trainer(dataset, nnUNetTrainerMeanTeacher, resume=True)
     trainer.initialize()

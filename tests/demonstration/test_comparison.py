@@ -22,7 +22,7 @@ def comparison(tmp_path):
     for trainer, dice in DICE.items():
         models[trainer], predictions[trainer] = tmp_path / "models" / trainer, tmp_path / "predictions" / trainer
         (models[trainer] / "fold_0").mkdir(parents=True)
-        checkpoint = {"logging": {"mean_fg_dice": [np.float32(0.1), np.float32(0.4)]}}
+        checkpoint = {"network_weights": {}, "logging": {"mean_fg_dice": [np.float32(0.1), np.float32(0.4)]}}
         torch.save(checkpoint, models[trainer] / "fold_0" / "checkpoint_final.pth")
         rows = []
         for index, values in enumerate(dice):
