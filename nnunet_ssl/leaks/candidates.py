@@ -36,7 +36,8 @@ def candidates(small: np.ndarray, sizes: Sequence[tuple[int, ...]]) -> list[Cand
     """
     if len(small) < 2:
         return []
-    reach = [_cells(cells, size) for cells, size in zip(small.shape[1:], np.median(sizes, axis=0), strict=True)]
+    usual = np.percentile(sizes, 10, axis=0)  # small ones, in which a voxel is much; but not a single odd one
+    reach = [_cells(cells, size) for cells, size in zip(small.shape[1:], usual, strict=True)]
     spectra: dict[int, np.ndarray] = {}
     found = []
     for first, second, flipped in _neighbors(small, reach):
@@ -55,7 +56,7 @@ def candidates(small: np.ndarray, sizes: Sequence[tuple[int, ...]]) -> list[Cand
 def _cells(cells: int, size: float) -> int:
     """Return over how many cells of an axis a copy may be shifted; 0 where that is too little to matter."""
     shift = FARTHEST * cells / size
-    return max(1, min(round(shift), cells // 4)) if shift >= SHIFT_MATTERS else 0
+    return max(1, min(round(shift), cells // 3)) if shift >= SHIFT_MATTERS else 0
 
 
 def _neighbors(small: np.ndarray, reach: Sequence[int]) -> Iterator[tuple[int, int, tuple[int, ...]]]:

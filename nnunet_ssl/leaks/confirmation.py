@@ -48,7 +48,7 @@ def _at_best_shift(first: np.ndarray, second: np.ndarray) -> float:
     details = [_details(image) for image in (first, second)]
     spectra = [fft.rfftn(one) for one in details]
     together = fft.irfftn(spectra[0] * np.conj(spectra[1]), first.shape)
-    reach = [min(FARTHEST, size // 4) for size in first.shape]
+    reach = [min(FARTHEST, (size - 1) // 2) for size in first.shape]
     near = together[np.ix_(*[np.arange(-most, most + 1) for most in reach])]
     shift = np.subtract(np.unravel_index(near.argmax(), near.shape), reach)
     parts, outside = [], False

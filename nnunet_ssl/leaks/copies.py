@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnunet_ssl.data.dataset_reader import DatasetReader
-from nnunet_ssl.data.identical_images import FOLDERS, twins_of_dataset
+from nnunet_ssl.data.identical_images import FOLDERS, as_test_case, twins_of_dataset
 from nnunet_ssl.data.raw_files import RawDataset
 from nnunet_ssl.leaks.candidates import candidates
 from nnunet_ssl.leaks.confirmation import COPY, likeness
@@ -62,7 +62,8 @@ def copies_for_split(raw: RawDataset, folder: Path) -> list[list[str]]:
     """Return groups of cases that are one image: identical ones, and copies that an audit has found; test as twins."""
     groups = [set(twins) for twins in twins_of_dataset(raw, folder)]
     for pair in known_copies(Index.read(folder), scans_of(raw)):
-        names = {f"{case} (imagesTs)" if of == "imagesTs" else case for of, case in (n.split("/", 1) for n in pair)}
+        scans = [name.split("/", 1) for name in pair]
+        names = {as_test_case(case) if place == "imagesTs" else case for place, case in scans}
         touched = [group for group in groups if group & names]
         groups = [group for group in groups if not group & names] + [names.union(*touched)]
     return sorted(sorted(group) for group in groups)

@@ -33,11 +33,20 @@ def write(voxels: np.ndarray, file: Path) -> None:
 class RawScans:
     """A raw data set that is written case by case, and its folder in nnUNet_preprocessed."""
 
-    def __init__(self, root: Path, **content: object) -> None:
-        self.raw, self.preprocessed = root / "raw" / NAME, root / "preprocessed" / NAME
-        for folder in (self.raw, self.preprocessed, root / "results" / NAME):
+    def __init__(self, root: Path) -> None:
+        self.raw, self.preprocessed, self.results = (root / name / NAME for name in ("raw", "preprocessed", "results"))
+
+    @classmethod
+    def new(cls, root: Path, **content: object) -> "RawScans":
+        """Make the folders."""
+        dataset = cls(root)
+        for folder in (dataset.raw, dataset.preprocessed, dataset.results):
             folder.mkdir(parents=True)
-        self.results = root / "results" / NAME
+        dataset.describe(**content)
+        return dataset
+
+    def describe(self, **content: object) -> None:
+        """Write dataset.json."""
         (self.raw / "dataset.json").write_text(json.dumps(CONTENT | content))
 
     def add(self, folder: str, case: str, voxels: np.ndarray) -> None:

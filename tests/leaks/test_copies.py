@@ -24,7 +24,7 @@ KINDS = list(kinds_of_copies(np.random.default_rng(0)))
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     """Return a data set with a copy of each kind in imagesUn, each of another labeled case."""
-    dataset = RawScans(tmp_path_factory.mktemp("planted"))
+    dataset = RawScans.new(tmp_path_factory.mktemp("planted"))
     for seed, change in enumerate(kinds_of_copies(np.random.default_rng(0)).values()):
         dataset.add("imagesTr", f"case{seed:02d}", scan(seed))
         dataset.add("imagesUn", f"other{seed:02d}", change(scan(seed)[None])[0])
@@ -59,7 +59,7 @@ def test_what_is_unchanged_is_not_read_again(planted, found, monkeypatch):
 
 
 def three(tmp_path) -> tuple[RawScans, RawDataset]:
-    dataset = RawScans(tmp_path)
+    dataset = RawScans.new(tmp_path)
     for folder, case, seed in (("imagesTr", "a", 1), ("imagesUn", "b", 1), ("imagesTs", "c", 2)):
         dataset.add(folder, case, scan(seed))
     return dataset, RawDataset.open(dataset.raw)
