@@ -10,6 +10,7 @@ Exit code 1 says that there is a leak; each comes with the words that fix it.
 import argparse
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,8 +103,13 @@ def of_splits(folds: "list[Fold]", raw: "RawDataset", preprocessed: Path) -> Ite
     yield from (finding_of(leak) for leak in visible_labels(folds, raw))
 
 
-def findings_of_folds(folds: "list[Fold]", raw: "RawDataset", scans: "Scans") -> Iterator[Finding]:
-    """Give what stands on two sides, with the folds in which it does."""
+def findings_of_folds(
+    folds: "list[Fold]", raw: "RawDataset", scans: "Scans", only_stops: bool = False
+) -> Iterator[Finding]:
+    """Give what stands on two sides, with the folds in which it does.
+
+    With `only_stops` a problem is what keeps a training from starting.
+    """
     from nnunet_ssl.data.raw_files import some
     from nnunet_ssl.leaks.of_folds import leaks_of_fold
 
@@ -113,7 +119,8 @@ def findings_of_folds(folds: "list[Fold]", raw: "RawDataset", scans: "Scans") ->
         for leak in leaks:
             of_leak.setdefault(leak, []).append(fold.name)
     for leak, names in of_leak.items():
-        yield finding_of(leak, f"fold {some(names)}, ")
+        finding = finding_of(leak, f"fold {some(names)}, ")
+        yield replace(finding, is_problem=leak.stops_training) if only_stops else finding
 
 
 def of_runs(folds: "list[Fold]", name: str, preprocessed: Path) -> Iterator[Finding]:

@@ -39,6 +39,11 @@ class TrainedCases:
         return asdict(self)
 
     @property
+    def digest(self) -> str:
+        """Digest of all cases of the split."""
+        return split_digest(self.train, self.val, self.unlabeled)
+
+    @property
     def train_and_val(self) -> str:
         """Digest of the training and validation cases."""
         return split_digest(self.train, self.val, ())
@@ -77,6 +82,30 @@ def cases_of_weights(checkpoint: Mapping[str, Any], splits_file: Path) -> Traine
     split, ours = splits[fold], checkpoint.get("nnunet_ssl", {})
     today = TrainedCases.of(split["train"], split["val"], split.get(KEY) or ())
     return today if ours.get("train_and_val", today.train_and_val) == today.train_and_val else None
+
+
+def cases_to_validate(
+    kept: Mapping[str, Any], today: tuple[list[str], list[str]] | None, fold: int | str
+) -> tuple[list[str], list[str], str]:
+    """Return the training and validation cases with which a run is validated, those that it began with, and a warning.
+
+    Args:
+        kept: what the run knows of its split: digests and, but for checkpoints of earlier versions, cases.
+        today: the training and validation cases by splits_final.json; None where it has no such fold.
+        fold: for messages.
+
+    Raises:
+        ValueError: the split is another one today, and the run does not know its cases.
+    """
+    if today is not None and kept.get("train_and_val", digest := split_digest(*today, ())) == digest:
+        return *today, ""
+    cases = cases_of({"nnunet_ssl": kept})
+    now = f"has other training or validation cases for fold {fold} than this run began with"
+    if cases is None:
+        raise ValueError(
+            f"splits_final.json {now}, and may have learned what would validate it: put that file back, or train again"
+        )
+    return cases.train, cases.val, f"splits_final.json {now}: validating with the cases that it began with"
 
 
 def refuse_learned_validation(weights: TrainedCases | None, now: TrainedCases, filename: str | Path) -> str:

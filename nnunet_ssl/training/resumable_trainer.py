@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_ssl.data.trained_cases import cases_of_weights
 from nnunet_ssl.training import run_state
 from nnunet_ssl.training.checkpoints import load_checkpoint_file, load_intact, previous_checkpoint, save_atomically
 from nnunet_ssl.training.networks import Networks, bare
@@ -63,6 +64,8 @@ class ResumableTrainer(TwoStreamTrainer):
 
     def _load_initial_weights(self, filename: str) -> None:
         checkpoint = load_checkpoint_file(filename, torch.device("cpu"))
+        splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        self._first_weights = filename, cases_of_weights(checkpoint, splits)
         try:
             bare(self.network).load_state_dict(checkpoint["network_weights"])
         except RuntimeError as error:
