@@ -49,7 +49,7 @@ def test_what_the_other_checks_say_is_not_said_again(dataset, look):
     dataset.split({"train": LABELED[:4], "val": [*LABELED[3:], "p0_b"], "unlabeled": ["p2_a"]})
     assert not [name for name in look() if name != "copies"]
     (dataset.preprocessed / "splits_final.json").unlink()  # of nnU-Net's own split they say nothing of patients
-    assert [name.partition(", ")[2] for name in look() if name != "copies"] == [
+    assert [name.rpartition(", ")[2] for name in look() if name != "copies"] == [
         "a patient in training and in validation"
     ]
 
