@@ -89,7 +89,7 @@ def of_data(raw: "RawDataset", preprocessed: Path, plans: str) -> Iterator[Findi
 
 def of_splits(folds: "list[Fold]", raw: "RawDataset", preprocessed: Path) -> Iterator[Finding]:
     """Look at what stands on two sides of each fold; what is so in several folds is said once."""
-    from nnunet_ssl.leaks.of_folds import Scans
+    from nnunet_ssl.leaks.of_folds import Scans, copies_on_one_side
     from nnunet_ssl.leaks.of_planning import visible_labels
 
     scans = Scans.of(raw, preprocessed)
@@ -100,7 +100,7 @@ def of_splits(folds: "list[Fold]", raw: "RawDataset", preprocessed: Path) -> Ite
         sizes = ", ".join(f"{len(cases)} {side}" for side, cases in fold.sides.items())
         yield Finding(f"fold {fold.name}", f"{sizes}, by {source}")
     yield from findings_of_folds(folds, raw, scans)
-    yield from (finding_of(leak) for leak in visible_labels(folds, raw))
+    yield from (finding_of(leak) for leak in (*copies_on_one_side(folds, scans), *visible_labels(folds, raw)))
 
 
 def findings_of_folds(

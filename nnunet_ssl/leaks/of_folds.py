@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+from nnunet_ssl.data.identical_images import as_test_case
 from nnunet_ssl.data.raw_files import RawDataset, some
 from nnunet_ssl.data.split_file import NO_ESTIMATE
 from nnunet_ssl.leaks.copies import known_copies, scans_of, unread
@@ -119,21 +120,25 @@ def _patients(fold: Fold, dataset: str, pattern: str | None) -> Iterator[Leak]:
             yield Leak(f"a patient in {first} and in {second}", state, _remedy(first, second, dataset))
 
 
+def copies_on_one_side(folds: Sequence[Fold], scans: Scans) -> Iterator[Leak]:
+    """Give the copies that stand on two sides of no fold: no leak, but another split may make them one."""
+    kept = [pair for pair in scans.copies if not any(_sides_apart(fold, pair, scans) for fold in folds)]
+    if kept:
+        state = some([_as_text(pair, scans) for pair in kept])
+        yield Leak("copies on one side", state, "keep them there, or take one of each out", is_note=True)
+
+
 def _copies(fold: Fold, scans: Scans) -> Iterator[Leak]:
     of = patients_of_fold(fold, scans.pattern)
     found: dict[tuple[str, str], list[str]] = {}
     of_one_patient = []
-    for (first, second), likeness in scans.copies.items():
-        cases = [name.partition("/")[2] for name in (first, second)]
-        names = [_shown(first), _shown(second)]
-        text = " = ".join(names) if likeness is None else f"{' ~ '.join(names)} ({likeness:.2f})"
-        standing = [fold.sides_of_scan(name, scans.files) for name in (first, second)]
-        apart = [pair for pair in APART if _are_on(pair, *standing)]
-        if apart and _are_one_patient(cases, of, scans):
-            of_one_patient.append(text)
+    for pair in scans.copies:
+        sides = _sides_apart(fold, pair, scans)
+        if sides and _are_one_patient(pair, of, scans):
+            of_one_patient.append(_as_text(pair, scans))
         else:
-            for pair in apart:
-                found.setdefault(pair, []).append(text)
+            for both in sides:
+                found.setdefault(both, []).append(_as_text(pair, scans))
     for (first, second), pairs in found.items():
         state = some(pairs) + (f"; {CHANGED}" if any(" ~ " in pair for pair in pairs) else "")
         remedy = _remedy(first, second, scans.dataset)
@@ -143,21 +148,25 @@ def _copies(fold: Fold, scans: Scans) -> Iterator[Leak]:
         yield Leak("neighbouring images", state, "look whether patient_pattern is right", is_note=True)
 
 
-def _are_on(pair: tuple[str, str], first: set[str], second: set[str]) -> bool:
-    return (pair[0] in first and pair[1] in second) or (pair[1] in first and pair[0] in second)
+def _sides_apart(fold: Fold, pair: tuple[str, str], scans: Scans) -> list[tuple[str, str]]:
+    """Return the sides of a fold between which two scans stand, and may not."""
+    first, second = (fold.sides_of_scan(name, scans.files) for name in pair)
+    return [(a, b) for a, b in APART if (a in first and b in second) or (b in first and a in second)]
 
 
-def _are_one_patient(cases: Sequence[str], of: Mapping[str, str], scans: Scans) -> bool:
+def _are_one_patient(pair: tuple[str, str], of: Mapping[str, str], scans: Scans) -> bool:
     if scans.pattern is None:
         return False
-    (series, number), other = (number_of(case) for case in cases)
-    is_near = near_to((series, number), {other}, 2 * scans.border)
-    return of.get(cases[0], cases[0]) == of.get(cases[1], cases[1]) or is_near
+    cases = [name.partition("/")[2] for name in pair]
+    place, other = map(number_of, cases)
+    return of.get(cases[0], cases[0]) == of.get(cases[1], cases[1]) or near_to(place, {other}, 2 * scans.border)
 
 
-def _shown(scan: str) -> str:
-    folder, _, case = scan.partition("/")
-    return f"{case} ({folder})" if folder == "imagesTs" else case
+def _as_text(pair: tuple[str, str], scans: Scans) -> str:
+    places = [name.partition("/") for name in pair]
+    names = [as_test_case(case) if folder == "imagesTs" else case for folder, _, case in places]
+    likeness = scans.copies[pair]
+    return " = ".join(names) if likeness is None else f"{' ~ '.join(names)} ({likeness:.2f})"
 
 
 def _remedy(first: str, second: str, dataset: str) -> str:

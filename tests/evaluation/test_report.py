@@ -515,6 +515,16 @@ def test_digests_of_the_page_are_those_of_the_checkpoints(place, no_previews):
     assert f"{changed}, left out" in page
 
 
+def test_the_page_says_what_is_known_of_leaks(place, no_previews):
+    page = report(place)
+    assert "Of the audit: changed copies under other names were not looked for in" in page
+    cases = {case: f"{case}_0000.nii.gz" for case in splits_of(place)[0]["val"][:1] + splits_of(place)[0]["train"][:1]}
+    validation, training = (place / "raw" / DATASET / "imagesTr" / file for file in cases.values())
+    validation.unlink()
+    validation.hardlink_to(training)
+    assert "one image in training and in validation: " in report(place)
+
+
 def test_picture_that_cannot_be_drawn_is_left_out_and_said(place, capsys, monkeypatch):
     """Images that are cut off or not there, and figures that fail."""
     images = place / "raw" / DATASET / "imagesTr"

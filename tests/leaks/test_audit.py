@@ -99,6 +99,8 @@ def test_copies_on_one_side_are_none(dataset, audit):
     dataset.add("imagesUn", "p13_a", scan(6, SHAPE))
     dataset.add("imagesTs", "p22_a", changed(9))
     assert audit() == {}
+    state, _ = audit(notes=True)["copies on one side"]
+    assert state == "p0_a = p1_a, p10_a = p13_a, p20_a (imagesTs) ~ p22_a (imagesTs) (1.00)"
 
 
 def test_neighbours_of_one_patient_are_a_note_beside_their_patient(dataset, audit):
