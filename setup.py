@@ -77,6 +77,7 @@ setup(
         "nnunet_ssl.discovery",
         "nnunet_ssl.discovery.shim",
         "nnunet_ssl.evaluation",
+        "nnunet_ssl.leaks",
         "nnunet_ssl.pictures",
         "nnunet_ssl.splits",
         "nnunet_ssl.training",

@@ -21,6 +21,7 @@ VERBS = {
     "export": "write a trained model for a nnU-Net without this package",
     "evaluate": "measure predictions against references: overlap, surface distances in mm, volumes",
     "hc": "measure head circumferences in predicted masks of fetal ultrasound",
+    "audit": "prove which labels a training can see: copies, patients, test images, plans, runs",
     "doctor": "check whether a training can start, and say how to fix what is wrong",
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from nnunet_ssl.commands.findings import Finding
+from nnunet_ssl.commands.leak_checks import check_leaks
 from nnunet_ssl.commands.preprocessed_checks import (
     Cases,
     Planned,
@@ -61,6 +62,8 @@ def check_dataset(dataset: str, configuration: str | None, plans: str) -> Iterat
             yield from check_unlabeled(planned, cases, folder / "imagesUn")
     if cases.labeled:
         yield from check_split(preprocessed, folders, cases)
+        if raw is not None:
+            yield from check_leaks(raw, preprocessed, plans, folders)
     elif raw is None and planned is not None:
         state = f"there is no label in {preprocessed / 'gt_segmentations'}"
         yield Finding("labeled cases", state, planned.preprocessing(*planned.folders), is_problem=True)

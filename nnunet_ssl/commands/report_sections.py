@@ -66,6 +66,7 @@ def section_of(
     from nnunet_ssl.evaluation.case_pictures import previews
     from nnunet_ssl.evaluation.comparison import Comparison, patient_pattern, patients_of
     from nnunet_ssl.evaluation.data_notes import notes_about
+    from nnunet_ssl.evaluation.leak_notes import audit_of, leaks_in_runs
     from nnunet_ssl.evaluation.leaving_out import drawn
     from nnunet_ssl.evaluation.report import box_plots, curves
     from nnunet_ssl.evaluation.report_tables import differences_table, metrics_tables, runs_table
@@ -85,13 +86,14 @@ def section_of(
         [
             *metrics_tables(comparison),
             *([differences] if differences.rows else []),
-            *([runs_table(runs)] if runs else []),
+            *([runs_table(runs, audit_of(raw, preprocessed))] if runs else []),
         ],
         pictures,
         [
             *warnings,
             *unknown,
             *notes_about(raw, preprocessed, [references, *collected.folders()], structures, [run.fold for run in runs]),
+            *leaks_in_runs(raw, preprocessed, runs),
             *comparison.warnings(),
             *(warnings_about(runs) if runs else []),
             *failed,

@@ -16,8 +16,8 @@ def by_protocol(
     raw: "RawDataset", preprocessed: Path, options: argparse.Namespace
 ) -> tuple[list["Split"], dict[str, str], str]:
     """Return the published split, the unit of each case, and what the unit is called."""
-    from nnunet_ssl.data.identical_images import twins_of_dataset
     from nnunet_ssl.data.raw_files import some
+    from nnunet_ssl.leaks.copies import copies_for_split
     from nnunet_ssl.splits.make_splits import Split, missing_units, split_by_protocol
     from nnunet_ssl.splits.protocols import benchmark_of
     from nnunet_ssl.splits.raw_cases import RawCases
@@ -40,7 +40,7 @@ def by_protocol(
     print(f"{options.protocol}: {benchmark.source}")
     if split.val == split.train:
         print("This benchmark has no validation set: val is the labeled cases, so score on imagesTs only.")
-    (split,) = leave_out_twins([split], twins_of_dataset(raw, preprocessed), here.test, raw.folder.name)
+    (split,) = leave_out_twins([split], copies_for_split(raw, preprocessed), here.test, raw.folder.name)
     on_purpose = {case: reason for case in here.all() if (reason := benchmark.reason_left_out(case))}
     for reason in dict.fromkeys(on_purpose.values()):
         cases = [case for case in on_purpose if on_purpose[case] == reason]
@@ -55,10 +55,11 @@ def at_random(
     raw: "RawDataset", preprocessed: Path, options: argparse.Namespace
 ) -> tuple[list["Split"], dict[str, str], str]:
     """Return a seeded split, the group of each case, and what a group is called."""
-    from nnunet_ssl.data.identical_images import as_test_case, twins_of_dataset, united
+    from nnunet_ssl.data.identical_images import as_test_case, united
     from nnunet_ssl.data.patients import patients_of
     from nnunet_ssl.data.raw_files import some, unused_files
     from nnunet_ssl.data.split_file import NO_ESTIMATE
+    from nnunet_ssl.leaks.copies import copies_for_split
     from nnunet_ssl.splits.make_splits import number_or_share, split_at_random, split_of_one_group
     from nnunet_ssl.splits.raw_cases import RawCases, classes_of_cases
 
@@ -77,7 +78,7 @@ def at_random(
     without_label = [case for case in here.unlabeled if case not in by_name]
     by_name |= patients_of(without_label, pattern)
     by_name |= {as_test_case(case): group for case, group in patients_of(here.test, pattern).items()}
-    twins = twins_of_dataset(raw, preprocessed)
+    twins = copies_for_split(raw, preprocessed)
     labeled_twins = [sorted({*names} & {*here.with_label}) for names in twins]
     group_of = united(by_name, labeled_twins)
     if joined := [" = ".join(names) for names in labeled_twins if len({by_name[name] for name in names}) > 1]:

@@ -74,19 +74,25 @@ def write_small_split(file: Path, cases: Sequence[str], patient_pattern: str | N
         cases: the labeled ones.
         patient_pattern: of dataset.json; None means that every case is a patient.
     """
-    patient_of = patients_of(sorted(cases), patient_pattern)
-    patients = sorted(set(patient_of.values()))
-    if file.exists() or not 0 < len(patients) < FOLDS:
+    folds = [] if file.exists() else folds_of_few_patients(cases, patient_pattern)
+    if not folds:
         return ""
-    folds = []
-    for patient in patients:
-        validation = [case for case in patient_of if patient_of[case] == patient]
-        others = [case for case in patient_of if patient_of[case] != patient]
-        folds.append({"train": others or validation, "val": validation})
     write_json_atomically(folds, file)
     if len(folds) == 1:
         return f"{file}: one fold, because there is one labeled patient; {NO_ESTIMATE}"
     return f"{file}: {len(folds)} folds, because there are {len(folds)} labeled patients; one validates in each"
+
+
+def folds_of_few_patients(cases: Sequence[str], patient_pattern: str | None) -> list[dict[str, list[str]]]:
+    """Return the folds of fewer than five patients, see `write_small_split`; none for more."""
+    patient_of = patients_of(sorted(cases), patient_pattern)
+    patients = sorted(set(patient_of.values()))
+    folds = []
+    for patient in patients if len(patients) < FOLDS else ():
+        validation = [case for case in patient_of if patient_of[case] == patient]
+        others = [case for case in patient_of if patient_of[case] != patient]
+        folds.append({"train": others or validation, "val": validation})
+    return folds
 
 
 def split_digest(train: Iterable[str], validation: Iterable[str], unlabeled: Iterable[str]) -> str:

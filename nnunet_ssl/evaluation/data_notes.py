@@ -11,6 +11,7 @@ from nnunet_ssl.data.raw_files import RawDataset, files_in, read_dataset_json
 from nnunet_ssl.data.split_file import read_splits
 from nnunet_ssl.data.unlabeled_pool import twins_warning
 from nnunet_ssl.evaluation.structures import Structures
+from nnunet_ssl.leaks.of_folds import Scans
 
 
 def notes_about(
@@ -45,7 +46,10 @@ def twins_in_folds(raw: Path, preprocessed: Path, folds: Sequence[str]) -> list[
     """Return a sentence about each fold in which one image is a training and a validation case."""
     if not folds or not (raw / "dataset.json").is_file():
         return []
-    twins = twins_of_dataset(RawDataset.open(raw), preprocessed)
+    opened = RawDataset.open(raw)
+    if not Scans.of(opened, preprocessed).unread:  # an audit has compared all scans: `leaks_in_runs` says it
+        return []
+    twins = twins_of_dataset(opened, preprocessed)
     splits = [read_splits(preprocessed / "splits_final.json")[int(fold)] for fold in folds]
     pairs = {fold: across(twins, split["train"], split["val"]) for fold, split in zip(folds, splits, strict=True)}
     return [f"fold {fold}: {twins_warning(both, raw.name)}" for fold, both in pairs.items() if both]

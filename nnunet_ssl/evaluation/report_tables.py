@@ -156,8 +156,8 @@ def mean_and_wins(gains: Sequence[float]) -> list[str]:
     return [f"{np.mean(gains):+.4f}", f"{sum(gain > 0 for gain in gains)} of {len(gains)}"] if len(gains) else ["", ""]
 
 
-def runs_table(runs: Sequence[Run]) -> Table:
-    """Return what was trained: split, length, options."""
+def runs_table(runs: Sequence[Run], audited: str = "") -> Table:
+    """Return what was trained: split, length, options; `audited` says what is known of leaks."""
     rows = [
         [
             run.trainer,
@@ -177,9 +177,9 @@ def runs_table(runs: Sequence[Run]) -> Table:
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     note = (
         "Trainings with the same hash of train and val had the same labeled and validation cases. The hash of the "
-        "split, with the unlabeled cases, is that of the training's log. Both are from the checkpoint; where it holds "
-        f"none (hash of the split: {NONE}), that of train and val is from splits_final.json as it is now. Minutes of "
-        f"the epochs alone. Report made with {versions}."
+        "split, with the unlabeled cases, is that of the training's log. Cases and hashes are from the checkpoint; "
+        f"where it holds none (hash of the split: {NONE}), they are from splits_final.json as it is now. Minutes of "
+        f"the  epochs alone. {audited + ' ' if audited else ''}Report made with {versions}."
     )
     return Table("runs", "Trainings", [*columns, "epochs", "minutes", "options"], rows, note)
 

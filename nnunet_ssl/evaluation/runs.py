@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_ssl.data.raw_files import some
-from nnunet_ssl.data.split_file import NO_ESTIMATE, read_splits, split_digest
+from nnunet_ssl.data.split_file import KEY, NO_ESTIMATE, read_splits
+from nnunet_ssl.data.trained_cases import TrainedCases, cases_of
 from nnunet_ssl.evaluation.comparison import Prediction
 from nnunet_ssl.evaluation.leaving_out import reason_of
 from nnunet_ssl.training.checkpoints import load_checkpoint_file
@@ -26,9 +27,10 @@ class Run:
         configuration: for example "3d_fullres".
         fold: number, or "all".
         folder: where its files lie.
-        cases: its validation cases, by the split.
-        labeled: how many training cases.
-        unlabeled: the cases named as unlabeled by the split; None if these are other ones than it was trained on.
+        cases: its validation cases.
+        train: its training cases.
+        unlabeled: its unlabeled cases; None where these are others than the split names and the checkpoint has none.
+        changed_since: which of these are others in splits_final.json by now, in words; empty if none is known to be.
         train_and_val: hash of the training and validation cases.
         split: hash of the split with the unlabeled cases, from the checkpoint; None where it holds none.
         pseudo_dice: of each epoch, nnU-Net's.
@@ -44,7 +46,7 @@ class Run:
     fold: str
     folder: Path
     cases: tuple[str, ...]
-    labeled: int
+    train: tuple[str, ...]
     unlabeled: tuple[str, ...] | None
     train_and_val: str
     split: str | None
@@ -54,6 +56,12 @@ class Run:
     is_semi_supervised: bool
     validates_itself: bool
     series: str = ""
+    changed_since: str = ""
+
+    @property
+    def labeled(self) -> int:
+        """How many training cases it had."""
+        return len(self.train)
 
     @property
     def training(self) -> str:
@@ -122,14 +130,11 @@ def read_run(folder: Path, configuration: str, splits: Sequence[dict], series: s
     fold = match[1]
     if not (folder / FINAL).exists() or not (folder / "validation").is_dir():
         raise ValueError("the training is not finished")
-    if fold == "all" or int(fold) >= len(splits):
+    checkpoint = read_checkpoint(folder / FINAL)
+    ours = checkpoint.get("nnunet_ssl", {})
+    if fold == "all":
         raise ValueError("the split has no such fold")
-    split, checkpoint = splits[int(fold)], read_checkpoint(folder / FINAL)
-    ours, unlabeled = checkpoint.get("nnunet_ssl", {}), tuple(split.get("unlabeled") or ())
-    train_and_val = split_digest(split["train"], split["val"], ())
-    if ours.get("train_and_val", train_and_val) != train_and_val:
-        raise ValueError("splits_final.json has other cases in train or val now than it was trained with")
-    is_changed = unlabeled and ours.get("split") not in (None, split_digest(split["train"], split["val"], unlabeled))
+    cases, changed_since = trained_cases(checkpoint, splits[int(fold)] if int(fold) < len(splits) else None)
     log = checkpoint["logging"]
     epochs = zip(log["epoch_start_timestamps"], log["epoch_end_timestamps"], strict=False)
     return Run(
@@ -137,18 +142,51 @@ def read_run(folder: Path, configuration: str, splits: Sequence[dict], series: s
         configuration=configuration,
         fold=fold,
         folder=folder,
-        cases=tuple(sorted(set(split["val"]))),
-        labeled=len(split["train"]),
-        unlabeled=None if is_changed else unlabeled,
-        train_and_val=train_and_val,
+        cases=tuple(sorted(set(cases.val))),
+        train=tuple(cases.train),
+        unlabeled=unlabeled_of_run(checkpoint, cases),
+        train_and_val=cases.train_and_val,
         split=ours.get("split"),
         pseudo_dice=tuple(map(float, log["mean_fg_dice"])),
         minutes=sum(end - start for start, end in epochs) / 60,
         options=dict(ours.get("options", {})),
         is_semi_supervised="nnunet_ssl" in checkpoint,
-        validates_itself=set(split["train"]) == set(split["val"]),
+        validates_itself=set(cases.train) == set(cases.val),
         series=series,
+        changed_since=changed_since,
     )
+
+
+def trained_cases(checkpoint: dict, split: dict | None) -> tuple[TrainedCases, str]:
+    """Return the cases of a run, and which of them are others in the split by now, in words.
+
+    They are those of its checkpoint; of one that holds none, nnU-Net's or of an earlier version, those of the split.
+
+    Args:
+        checkpoint: of the run.
+        split: its fold in splits_final.json; None if there is none.
+
+    Raises:
+        ValueError: neither tells them.
+    """
+    kept, digest = cases_of(checkpoint), checkpoint.get("nnunet_ssl", {}).get("train_and_val")
+    today = None if split is None else TrainedCases.of(split["train"], split["val"], split.get(KEY) or ())
+    if kept is not None:
+        if today is None or today.train_and_val != kept.train_and_val:
+            return kept, "training or validation cases"
+        return kept, "unlabeled cases" if today.unlabeled and today.unlabeled != kept.unlabeled else ""
+    if today is None:
+        raise ValueError("the split has no such fold")
+    if digest not in (None, today.train_and_val):
+        raise ValueError("splits_final.json has other cases in train or val now than it was trained with")
+    return today, ""
+
+
+def unlabeled_of_run(checkpoint: dict, cases: TrainedCases) -> tuple[str, ...] | None:
+    """Return the unlabeled cases of a run; none where the split names none, None if it names others than those."""
+    digest, is_kept = checkpoint.get("nnunet_ssl", {}).get("split"), cases_of(checkpoint) is not None
+    is_changed = cases.unlabeled and not is_kept and digest not in (None, cases.digest)
+    return None if is_changed else tuple(cases.unlabeled)
 
 
 def read_checkpoint(file: Path) -> dict:
@@ -179,6 +217,11 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
         if run.validates_itself:
             found.append(f"{run.name}: {NO_ESTIMATE}")
         found += [f"{run.name}, by its log: {collapse}" for collapse in collapses_in_log(run.folder)]
+        if run.changed_since:
+            found.append(
+                f"{run.name}: splits_final.json has other {run.changed_since} now than it was trained with; what is "
+                "said of it here is from its checkpoint"
+            )
         if run.unlabeled is None:
             found.append(f"{run.name}: splits_final.json names other unlabeled cases now than it was trained with")
     if not any(BASELINE.fullmatch(run.trainer) for run in runs):

@@ -11,6 +11,7 @@ from filelock import SoftFileLease
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.data.loader_processes import WorkerFailure
+from nnunet_ssl.data.trained_cases import cases_of_weights
 from nnunet_ssl.training import run_lock, run_state
 from nnunet_ssl.training.checkpoints import (
     checkpoints_of,
@@ -156,6 +157,8 @@ class ResumableTrainer(TwoStreamTrainer):
 
     def _load_initial_weights(self, filename: str) -> None:
         checkpoint = load_checkpoint_file(filename, torch.device("cpu"))
+        splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        self._first_weights = filename, cases_of_weights(checkpoint, splits)
         try:
             bare(self.network).load_state_dict(checkpoint["network_weights"])
         except RuntimeError as error:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_ssl.data.trained_cases import CASES
 from nnunet_ssl.training.checkpoints import refuse_missing
 from nnunet_ssl.training.networks import Networks
 from nnunet_ssl.training.options import (
@@ -21,7 +22,7 @@ from nnunet_ssl.training.run_start import RunStart
 KEY = "nnunet_ssl"  # of a checkpoint
 OF_NNUNET = ("optimizer_state", "init_args", "current_epoch", "logging")
 OF_OURS = ("options", "optimizer_steps", "curves")
-SPLIT_DIGESTS = ("split", "train_and_val")
+SPLIT_DIGESTS = ("split", "train_and_val", CASES)  # digests, and the cases themselves
 
 
 class Stateful(Protocol):

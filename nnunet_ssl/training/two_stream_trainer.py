@@ -31,12 +31,19 @@ from nnunet_ssl.data.split_file import (
     FOLDS,
     NO_ESTIMATE,
     read_splits,
-    split_digest,
     unlabeled_cases_of_fold,
     write_small_split,
 )
+from nnunet_ssl.data.trained_cases import (
+    CASES,
+    TrainedCases,
+    cases_of,
+    cases_to_validate,
+    refuse_learned_validation,
+)
 from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, twins_warning
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
+from nnunet_ssl.leaks.of_training import LookAtTraining
 from nnunet_ssl.training import reproducibility
 
 STREAMS = {"labeled": 0, "unlabeled": 1, "validation": 2, "step": 3, "network": 4}  # each draws its own random numbers
@@ -49,7 +56,9 @@ class TwoStreamTrainer(nnUNetTrainer):
     seed: int | None = None  # None: not reproducible, as nnU-Net
     pseudo_foreground_probability: float  # of an unlabeled patch; see pool_trainer.py
     worker_seconds = WORKER_SECONDS  # in which a process that loads images has to do something; ours
-    _split_digests: Mapping[str, str] = MappingProxyType({})  # of the cases that are trained on, once they are known
+    _split_digests: Mapping[str, Any] = MappingProxyType({})  # of the cases that are trained on, once they are known
+    _first_weights: tuple[str, TrainedCases | None] | None = None  # init_checkpoint, and the cases it was trained on
+    _validates = False
 
     @property
     def epoch_is_labeled_only(self) -> bool:
@@ -63,6 +72,30 @@ class TwoStreamTrainer(nnUNetTrainer):
         super().initialize()
 
     def do_split(self) -> tuple[list[str], list[str]]:
+        """Return nnU-Net's split, or while validating that of the run, see `_split_of_today`."""
+        if not self._validates:
+            return self._split_of_today()
+        try:
+            today = self._split_of_today()
+        except ValueError:
+            if CASES not in self._split_digests:
+                raise
+            today = None
+        train, validation, warning = cases_to_validate(self._split_digests, today, self.fold)
+        if warning:
+            self.print_to_log_file(f"WARNING: {warning}")
+            self._refuse_unfinished(validation)
+        return train, validation
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate as nnU-Net does, with the cases that the run began with."""
+        self._validates = True
+        try:
+            super().perform_actual_validation(save_probabilities)
+        finally:
+            self._validates = False
+
+    def _split_of_today(self) -> tuple[list[str], list[str]]:
         """Return nnU-Net's split; a fold that there is not is an error, and few cases have folds that fit."""
         file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
         if self.fold == "all" or not file.exists():  # nnU-Net then takes what is there for all that there is
@@ -183,9 +216,11 @@ class TwoStreamTrainer(nnUNetTrainer):
             unlabeled_cases_of_fold(dataset_folder / "splits_final.json", self.fold),
             lambda outdated: self._preprocess(preprocessing, outdated),
         )
-        split = split_digest(train, validation, [*pool.folders, *pool.left_out])
-        digests = {"split": split, "train_and_val": split_digest(train, validation, ())}
+        cases = TrainedCases.of(train, validation, [*pool.folders, *pool.left_out], self._cases_before())
+        split = cases.digest
+        digests = {"split": split, "train_and_val": cases.train_and_val, CASES: cases.as_plain()}
         self._compare_with_split_before(digests)
+        self._say_leaks(cases)
         self._split_digests = digests
         self.print_to_log_file(f"Unlabeled cases: {len(pool.folders)}; hash of the split: {split}")
         for case, problem in pool.left_out.items():
@@ -199,7 +234,27 @@ class TwoStreamTrainer(nnUNetTrainer):
             self.print_to_log_file(f"WARNING: {twins_warning(pool.twins, self.plans_manager.dataset_name)}")
         return pool
 
-    def _compare_with_split_before(self, digests: Mapping[str, str]) -> None:
+    def _cases_before(self) -> list[str]:
+        """Return with whose labels the weights were trained that the run has started from."""
+        if self._first_weights is None:
+            before = cases_of({"nnunet_ssl": self._split_digests})
+            return before.before if before else []
+        _, cases = self._first_weights
+        return [*cases.train, *cases.before] if cases else []
+
+    def _say_leaks(self, cases: TrainedCases) -> None:
+        """Warn of what a training sees and should not, refuse what validates or tests it; no voxel is read."""
+        name, preprocessed = self.plans_manager.dataset_name, Path(self.preprocessed_dataset_folder_base)
+        if self._first_weights is not None:
+            filename, before = self._first_weights
+            if warning := refuse_learned_validation(before, cases, filename):
+                self.print_to_log_file(f"WARNING: {warning}")
+        raw = Path(nnUNet_raw.get() or "$nnUNet_raw", name)
+        look = LookAtTraining(raw, preprocessed, self.dataset_json, self.plans_manager.plans_name)
+        for line in look.at(self.fold, cases, Path(self.preprocessed_dataset_folder)):
+            self.print_to_log_file(line)
+
+    def _compare_with_split_before(self, digests: Mapping[str, Any]) -> None:
         """Refuse to go on with other training or validation cases than the run began with; say it of unlabeled ones."""
         before = self._split_digests
         if before.get("train_and_val", digests["train_and_val"]) != digests["train_and_val"]:

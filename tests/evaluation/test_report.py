@@ -17,7 +17,7 @@ from nnunet_ssl.commands.cli import main
 from nnunet_ssl.data.split_file import split_digest
 from nnunet_ssl.evaluation.previews import chosen_cases
 from nnunet_ssl.evaluation.report_tables import Table, latex
-from nnunet_ssl.evaluation.runs import find_runs
+from nnunet_ssl.evaluation.runs import find_runs, warnings_about
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunet_ssl.training.observer import Observer
 from tests.conftest import make_trainer
@@ -466,15 +466,28 @@ def test_digest_of_the_split_is_the_training_s_own(tiny_dataset):
     (run,) = find().runs
     assert (run.split, run.train_and_val) == (digest, split_digest(split["train"], split["val"], ()))
     dataset.write_splits([split | {"unlabeled": pool}] * 2)
-    assert find().runs[0].unlabeled == tuple(pool)
-    dataset.write_splits([split | {"unlabeled": pool[:2]}] * 2)
-    assert (find().runs[0].split, find().runs[0].unlabeled) == (digest, None)
-    dataset.write_splits([split | {"train": ["labeled0"]}] * 2)
-    assert find().runs == []
-    assert find().warnings == [
-        "nnUNetTrainerMeanTeacher, fold 0: splits_final.json has other cases in train or val now than it was trained "
-        "with, left out"
-    ]
+    assert (find().runs[0].unlabeled, find().runs[0].changed_since) == (tuple(pool), "")
+
+
+def test_what_a_run_was_trained_on_is_what_its_checkpoint_says(tiny_dataset):
+    dataset = tiny_dataset()
+    split = {"train": ["labeled0", "labeled1"], "val": ["labeled2", "labeled3"]}
+    folder = trained(dataset)
+    other = {"train": ["labeled0", "labeled2"], "val": ["labeled1"]}
+    for folds, changed in (
+        ([split | {"unlabeled": ["unlabeled1"]}] * 2, "unlabeled cases"),
+        ([other] * 2, "training or validation cases"),
+        ([], "training or validation cases"),
+    ):
+        dataset.write_splits(folds)
+        (run,) = find_runs(folder.parents[1], dataset.folder, "3d_fullres", "nnUNetPlans").runs
+        assert (run.cases, run.train) == (tuple(split["val"]), tuple(split["train"]))
+        assert run.unlabeled == ("unlabeled0", "unlabeled1", "unlabeled2")
+        assert run.changed_since == changed
+        sentence = (
+            f"nnUNetTrainerMeanTeacher, fold 0: splits_final.json has other {changed} now than it was trained with"
+        )
+        assert any(warning.startswith(sentence) for warning in warnings_about([run]))
 
 
 def store_digests(place, fold: int, **digests: str) -> None:
@@ -500,6 +513,16 @@ def test_digests_of_the_page_are_those_of_the_checkpoints(place, no_previews):
     assert f"{OURS}, fold 0: splits_final.json names other unlabeled cases now than it was trained with" in page
     changed = f"{OURS}, fold 1: splits_final.json has other cases in train or val now than it was trained with"
     assert f"{changed}, left out" in page
+
+
+def test_the_page_says_what_is_known_of_leaks(place, no_previews):
+    page = report(place)
+    assert "Of the audit: changed copies under other names were not looked for in" in page
+    cases = {case: f"{case}_0000.nii.gz" for case in splits_of(place)[0]["val"][:1] + splits_of(place)[0]["train"][:1]}
+    validation, training = (place / "raw" / DATASET / "imagesTr" / file for file in cases.values())
+    validation.unlink()
+    validation.hardlink_to(training)
+    assert "one image in training and in validation: " in report(place)
 
 
 def test_picture_that_cannot_be_drawn_is_left_out_and_said(place, capsys, monkeypatch):
