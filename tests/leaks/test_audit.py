@@ -279,6 +279,12 @@ def test_a_label_map_as_an_image(dataset, audit, values):
     assert remedy.startswith(f"mv {dataset.raw / 'imagesUn' / 'p13_a_0000.nii.gz'} ")
 
 
+def test_a_flat_scan_is_no_label_map(dataset, audit):
+    dataset.add("imagesUn", "p13_a", np.zeros(SHAPE))
+    assert audit() == {}
+    assert "p13_a: all its voxels are nearly alike" in audit(notes=True)["scans"][0]
+
+
 def test_label_maps_as_all_images(dataset, audit):
     for number, case in enumerate(LABELED[:5]):
         labels = np.random.default_rng(number).integers(0, 2, SHAPE)
