@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
     if unused := unused_files(raw.folder / "imagesUn", raw.ending):
         print(unused)
     preprocessed = Path(os.environ["nnUNet_preprocessed"], name)
-    again = f"next: {planning_command(name)}"
+    is_planned = (preprocessed / "dataset_fingerprint.json").is_file()  # which nnU-Net keeps, hidden labels included
+    again = f"next: {planning_command(name)}" + (" --clean" if is_planned else "")
     if options.unhide or options.move_unlabeled:
         moved, sentence = bring_back(raw) if options.unhide else move_to_pool(raw)
         print(f"{sentence}\n{again}" if moved else sentence)

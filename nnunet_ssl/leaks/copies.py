@@ -50,7 +50,7 @@ def known_copies(index: Index, files: Mapping[str, Sequence[Path]]) -> dict[tupl
 
 def is_copy(pair: Pair) -> bool:
     """Return whether two scans are so much alike that they are one."""
-    return pair.is_equal or pair.likeness >= COPY
+    return pair.likeness >= COPY
 
 
 def unread(index: Index, files: Mapping[str, Sequence[Path]]) -> list[str]:

@@ -112,7 +112,7 @@ def _patients(fold: Fold, dataset: str, pattern: str | None) -> Iterator[Leak]:
     of = patients_of_fold(fold, pattern)
     for first, second in APART:
         one, other = (set(fold.sides[side]) for side in (first, second))
-        if (first, second) == OF_ONE_PATIENT or one == other:
+        if (first, second) == OF_ONE_PATIENT:
             continue
         in_both = {of[case] for case in one & other} if TEST not in (first, second) else set()  # is said of the case
         if both := sorted(({of[case] for case in one} & {of[case] for case in other}) - in_both):

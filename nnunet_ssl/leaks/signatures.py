@@ -38,7 +38,7 @@ def one_channel(voxels: np.ndarray) -> np.ndarray | None:
     spatial = tuple(size for size in voxels.shape[1:] if size > 1)
     total = None
     for channel in voxels:
-        step = max(1, channel.size // MOST_SAMPLED)
+        step = channel.size // MOST_SAMPLED | 1  # odd: an even one may take the same columns of every row
         low, high = np.percentile(channel.ravel()[::step], OUTLIERS)
         if low == high:  # few voxels differ from the rest, or none
             low, high = channel.min(), channel.max()

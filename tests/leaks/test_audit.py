@@ -153,6 +153,12 @@ def test_a_test_case_in_the_split(dataset, audit, key):
     assert remedy.startswith(SPLIT)
 
 
+def test_a_name_may_stand_in_imagests_for_another_scan(dataset, audit):
+    dataset.describe()
+    dataset.add("imagesTs", LABELED[0], scan(40, SHAPE))
+    assert audit() == {}
+
+
 PATIENTS = {
     "training and in validation": ("imagesTr", "p0_b", "val"),
     "unlabeled and in validation": ("imagesUn", "p4_b", None),
@@ -273,6 +279,12 @@ def test_a_label_map_as_an_image(dataset, audit, values):
     assert remedy.startswith(f"mv {dataset.raw / 'imagesUn' / 'p13_a_0000.nii.gz'} ")
 
 
+def test_a_flat_scan_is_no_label_map(dataset, audit):
+    dataset.add("imagesUn", "p13_a", np.zeros(SHAPE))
+    assert audit() == {}
+    assert "p13_a: all its voxels are nearly alike" in audit(notes=True)["scans"][0]
+
+
 def test_label_maps_as_all_images(dataset, audit):
     for number, case in enumerate(LABELED[:5]):
         labels = np.random.default_rng(number).integers(0, 2, SHAPE)
@@ -321,6 +333,15 @@ def test_a_fingerprint_of_hidden_labels(dataset, audit):
     shutil.rmtree(dataset.raw / "labelsHidden")  # cases that were removed since are nobody's secret
     file.write_text(json.dumps({"shapes_after_crop": [[1, 1, 1]] * 7}))
     assert audit() == {}
+
+
+def test_hiding_after_planning_says_that_the_fingerprint_has_to_go(dataset, capsys):
+    words = ["split", "999", "--labeled", "2", "--folds", "1", "--hide", "--overwrite"]
+    assert main(words) == 0
+    assert f"next: {PLANNING.removesuffix(' --clean')}\n" in capsys.readouterr().out
+    (dataset.preprocessed / "dataset_fingerprint.json").write_text("{}")
+    assert main(words) == 0
+    assert f"next: {PLANNING}\n" in capsys.readouterr().out
 
 
 def test_plans_of_another_fingerprint(dataset, audit):

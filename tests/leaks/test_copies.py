@@ -204,6 +204,18 @@ def test_one_scan_is_in_memory_at_a_time(tmp_path, monkeypatch):
     assert len(copies(dataset, raw)) == 5
 
 
+def test_a_scan_without_a_slice_lies_upon_the_whole_one():
+    image = one_channel(scan(0, (10, 40, 40))[None])
+    assert likeness(image, image[1:], ()) > 0.999
+    assert likeness(image[:, :, :-2], image, ()) > 0.999
+
+
+def test_a_scan_that_is_nearly_all_empty_is_compared_whole():
+    image = np.zeros((60, 60), np.float32)
+    image[20:28, 30:38] = scan(0, (8, 8))
+    assert likeness(image, image, ()) > 0.999
+
+
 def test_too_few_voxels_are_alike_by_chance():
     small = scan(0, (8, 8, 8))
     assert likeness(small, small, ()) == 0

@@ -44,6 +44,11 @@ def test_copies_that_an_audit_has_found(dataset, look, monkeypatch):
     }
 
 
+def test_one_file_under_two_names_needs_no_audit(dataset, look):
+    (dataset.raw / "imagesUn" / "p13_a_0000.nii.gz").hardlink_to(dataset.raw / "imagesTr" / "p3_a_0000.nii.gz")
+    assert look()["fold 0, one image in unlabeled and in validation"] == ("p3_a = p13_a", True)
+
+
 def test_what_the_other_checks_say_is_not_said_again(dataset, look):
     dataset.add("imagesTr", "p0_b", scan(0, SHAPE))
     dataset.split({"train": LABELED[:4], "val": [*LABELED[3:], "p0_b"], "unlabeled": ["p2_a"]})

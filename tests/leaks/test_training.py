@@ -184,7 +184,8 @@ def validated(dataset, trainer, monkeypatch) -> list[str]:
 
     monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.nnUNetTrainer.perform_actual_validation", note)
     other.perform_actual_validation()
-    other.do_split()  # whose split is that of today again
+    today = json.loads((dataset.folder / "splits_final.json").read_text())[0]
+    assert sorted(other.do_split()[1]) == today["val"]  # again
     return sorted(found), Path(other.log_file).read_text()
 
 
@@ -244,10 +245,24 @@ def test_weights_are_remembered_through_two_runs(plain):
     trainer.on_train_start()
     trainer.save_checkpoint(str(second))
     assert torch.load(second, weights_only=False)["nnunet_ssl"][CASES]["before"] == LABELED[:2]
+    trainer = make_trainer(plain, nnUNetTrainerMeanTeacher, seed=1, init_checkpoint=str(second))
+    trainer.on_train_start()
+    assert trainer._split_digests[CASES]["before"] == sorted([*LABELED[1:], *LABELED[:2]])
     plain.write_splits([{"train": LABELED[1:], "val": [LABELED[0]]}])
     trainer = make_trainer(plain, nnUNetTrainerMeanTeacher, seed=1, init_checkpoint=str(second))
     with pytest.raises(ValueError, match=r"second.pth was trained with the labels .*: labeled0\. Take"):
         trainer.on_train_start()
+
+
+def test_a_resumed_run_remembers_its_first_weights(plain):
+    aside = plain.root / "first.pth"
+    shutil.copy(f"{trained(plain).output_folder}/checkpoint_final.pth", aside)
+    plain.write_splits([{"train": LABELED[1:], "val": LABELED[1:]}])
+    second = trained(plain, init_checkpoint=str(aside))
+    resumed = make_trainer(plain, nnUNetTrainerMeanTeacher, resume=True)
+    resumed.load_checkpoint(f"{second.output_folder}/checkpoint_final.pth")
+    resumed._collect_pool()
+    assert resumed._split_digests[CASES]["before"] == LABELED[:2]
 
 
 def test_weights_of_nnunet_are_of_the_fold_they_name(plain):
@@ -267,5 +282,7 @@ def test_weights_of_nnunet_are_of_the_fold_they_name(plain):
         start()
     torch.save(weights | {"init_args": {"plans": {"dataset_name": NAME}, "fold": 0}}, file)
     assert "WARNING" not in start()
+    torch.save(weights | {"init_args": {"plans": {"dataset_name": "Dataset001_Other"}, "fold": 1}}, file)
+    assert "nnunet.pth does not say on which cases it was trained" in start()
     torch.save(weights, file)
     assert "nnunet.pth does not say on which cases it was trained" in start()
