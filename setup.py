@@ -93,7 +93,7 @@ setup(
         "batchgeneratorsv2>=0.3.0",
         "blosc2>=3.3.2",
         "connected-components-3d>=4,<5",
-        "filelock>=3.30,<5",
+        "filelock>=4.3.1,<5",
         "h5py>=3.10",
         "jinja2>=3.1",
         "matplotlib>=3.10",

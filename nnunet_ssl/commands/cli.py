@@ -7,6 +7,7 @@ import sys
 import traceback
 
 import nnunet_ssl
+from contextlib import suppress
 
 VERBS = {
     "demo": "see in minutes what it does, on synthetic scans",
@@ -55,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
         return 141
     except KeyboardInterrupt:
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
         print(f"nnunet_ssl {options.verb}: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, RuntimeError) as error:

@@ -69,7 +69,7 @@ class PoolPredictions:
         array.schunk.vlmeta[NOTES] = {
             "image": _mark(image_file),
             "locations": [found.tobytes() for found in _locations(labels, classes)],
-            "changes": list(changes),
+            "changes": np.array(changes, float).tobytes(),  # a list that may be empty: blosc2 3.3 cannot read such ones
         }
         del array
         with unfinished.open("rb+") as file:
@@ -87,7 +87,7 @@ class PoolPredictions:
 
     def changes(self, case: str) -> list[float]:
         """Return how much a case has changed from each round to the next one; see `change`."""
-        return self._notes(case)["changes"]
+        return np.frombuffer(self._notes(case)["changes"], float).tolist()
 
     def _file(self, case: str) -> Path:
         return self.folder / f"{case}.b2nd"
