@@ -5,9 +5,9 @@ import importlib
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 import nnunet_ssl
-from contextlib import suppress
 
 VERBS = {
     "demo": "see in minutes what it does, on synthetic scans",
