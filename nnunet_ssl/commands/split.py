@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         print(unused)
     preprocessed = Path(os.environ["nnUNet_preprocessed"], name)
     is_planned = (preprocessed / "dataset_fingerprint.json").is_file()  # which nnU-Net keeps, hidden labels included
-    again = f"next: {planning_command(name)}" + (" --clean" if is_planned else "")
+    again = f"next: {planning_command(name, anew=is_planned)}"
     if options.unhide or options.move_unlabeled:
         moved, sentence = bring_back(raw) if options.unhide else move_to_pool(raw)
         print(f"{sentence}\n{again}" if moved else sentence)

@@ -59,11 +59,13 @@ def id_of(name: str) -> int:
     return int(NAME.fullmatch(name)["id"])
 
 
-def planning_command(name: str, plans: str = "nnUNetPlans") -> str:
+def planning_command(name: str, plans: str = "nnUNetPlans", anew: bool = False) -> str:
     """Return the command that plans and preprocesses a data set; it takes the id alone.
 
-    Of nnU-Net's residual-encoder plans it names the planner that makes them.
+    Of nnU-Net's residual-encoder plans it names the planner that makes them. `anew` is without the fingerprint that is
+    there, which nnU-Net would keep.
     """
     match = RESIDUAL_ENCODER_PLANS.fullmatch(plans)
     planner = f" -pl nnUNetPlannerResEnc{match['size']}" if match else ""
-    return f"nnUNetv2_plan_and_preprocess -d {id_of(name)}{planner} --verify_dataset_integrity"
+    command = f"nnUNetv2_plan_and_preprocess -d {id_of(name)}{planner} --verify_dataset_integrity"
+    return f"{command} --clean" if anew else command
