@@ -88,7 +88,7 @@ def main() -> int:
     first = label_efficiency.plan_runs(options)
     with ThreadPoolExecutor(options.jobs) as pool:
         trained = partial(label_efficiency.start, options=options)
-        codes = list(pool.map(trained, [planned for planned in first if not model_of(planned, options).exists()]))
+        codes = list(pool.map(trained, without_model_or_result(first, options)))
         if any(codes):
             return 1
         runs = [run for planned in first for run in with_more_labels(planned, options)]
@@ -120,6 +120,12 @@ def model_of(planned: Planned, options: argparse.Namespace) -> Path:
     name = f"{run.trainer}__nnUNetPlans__{setting['configuration']}"
     place = options.output / run.experiment / run.name
     return place / "results" / setting["dataset"] / name / "fold_0" / "checkpoint_final.pth"
+
+
+def without_model_or_result(runs: list[Planned], options: argparse.Namespace) -> list[Planned]:
+    """Return the first runs that have to be trained or validated: their model chooses, their result is the baseline."""
+    unfinished = label_efficiency.without_finished(runs, options)
+    return [planned for planned in runs if planned in unfinished or not model_of(planned, options).exists()]
 
 
 def with_more_labels(planned: Planned, options: argparse.Namespace) -> list[Planned]:

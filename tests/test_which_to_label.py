@@ -77,3 +77,16 @@ def test_other_splits_and_options_are_refused(words, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         which_to_label.parse_arguments()
     assert "draws its cases by --labeled and takes no --options" in capsys.readouterr().err
+
+
+def test_first_runs_are_gone_on_with_until_there_is_a_model_and_a_result(tmp_path, monkeypatch):
+    """One has both, one was stopped in its validation, one's model was deleted, one has nothing."""
+    facts = {"setting": {"configuration": "2d", "dataset": "Dataset004_Hippocampus"}}
+    runs = [which_to_label.Planned(Run("e", "nnUNetTrainer", "default", seed), {}, facts) for seed in (1, 2, 3, 4)]
+    options = type("Options", (), {"output": tmp_path})
+    for planned in runs[:2]:
+        model = which_to_label.model_of(planned, options)
+        model.parent.mkdir(parents=True)
+        model.touch()
+    monkeypatch.setattr(which_to_label.label_efficiency, "without_finished", lambda *_: [runs[1], runs[3]])
+    assert which_to_label.without_model_or_result(runs, options) == runs[1:]

@@ -5,6 +5,7 @@ Keys that are not listed are nnU-Net's, or somebody's, and stay.
 
 import difflib
 import json
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -44,7 +45,7 @@ WORDS = {  # of pydantic, in ours
 
 def without_repeats(cases: list[str]) -> list[str]:
     """Return a list of cases; a ValueError names one that stands in it twice."""
-    if twice := [case for case in dict.fromkeys(cases) if cases.count(case) > 1]:
+    if twice := [case for case, number in Counter(cases).items() if number > 1]:
         raise ValueError(f"names {twice[0]} twice")
     return cases
 
