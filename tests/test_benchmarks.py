@@ -419,4 +419,3 @@ def test_pool_time_predicts_as_a_training_does_with_and_without_mirroring(tmp_pa
         predict()
         counts[name] = len(passes)
     assert counts["mirrored"] == 4 * counts["not mirrored"] > 0
-
