@@ -70,11 +70,16 @@ def trainer_called(name: str) -> type:
     return trainer_in_folder(name, IN_FOLDERS[name]) if name in IN_FOLDERS else find_trainer(name)
 
 
-def run(root: Path, root_of_2d: Path, report: Path, names: list[str], seconds: float = 600.0) -> None:
-    """Train in two processes; an error in one, or too long a time, ends both and is raised here."""
+def free_port() -> int:
+    """Return a port that nobody uses yet."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def run(root: Path, root_of_2d: Path, report: Path, names: list[str], seconds: float = 600.0) -> None:
+    """Train in two processes; an error in one, or too long a time, ends both and is raised here."""
+    port = free_port()
     contexts = WARM, SpawnContext()  # one from nothing: forked ones would agree in the order of their sets by chance
     processes = [
         c.Process(target=train, args=(i, root, root_of_2d, report, port, names)) for i, c in enumerate(contexts)
