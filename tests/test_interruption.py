@@ -74,7 +74,8 @@ class Command:
 
     def lines(self) -> list[str]:
         """Return what the command has printed, but for progress bars."""
-        return [line for line in re.split(r"[\r\n]+", self.output()) if line and not re.search(r"\d+%\|", line)]
+        without_bars = re.sub(r"[^\r\n]*\d+%\|[^\]\r\n]*\]?", "", self.output())
+        return [line for line in re.split(r"[\r\n]+", without_bars) if line.strip()]
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float) -> None:

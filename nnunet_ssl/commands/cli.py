@@ -59,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         with suppress(BrokenPipeError):
             sys.stdout.flush()
-        print(f"nnunet_ssl {options.verb}: interrupted", file=sys.stderr)
+        from tqdm import tqdm
+
+        tqdm.write(f"nnunet_ssl {options.verb}: interrupted", file=sys.stderr)  # on a line beside that of a bar
         return 130
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"nnunet_ssl {options.verb}: {sentence(error)}", file=sys.stderr)
