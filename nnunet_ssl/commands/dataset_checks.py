@@ -20,7 +20,7 @@ from nnunet_ssl.commands.split_checks import check_number, check_split
 from nnunet_ssl.data.dataset_names import dataset_name, id_of, known_datasets, names_of_id
 from nnunet_ssl.data.patients import patients_of
 from nnunet_ssl.data.raw_files import RawDataset, files_in
-from nnunet_ssl.data.unlabeled_preprocessing import folder_of
+from nnunet_ssl.data.stamps import folder_of
 
 
 def check_dataset(dataset: str, configuration: str | None, plans: str) -> Iterator[Finding]:

@@ -15,7 +15,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.data.in_processes import in_processes
 from nnunet_ssl.data.preprocessed_images import open_image
-from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, read_stamp, state_folder
+from nnunet_ssl.data.stamps import read_stamp, state_folder
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 
 
 def write_image(file, seed=0, shape=(12, 14, 16), spacing=(1.0, 1.0, 1.0)) -> None:
