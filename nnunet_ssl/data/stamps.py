@@ -65,7 +65,15 @@ def checksums_of(preprocessed: Path, case: str) -> dict[str, int]:
 
 def mark_of(file: Path) -> Mark:
     """Return what tells a file from another one of its name."""
-    return file.name, file.stat().st_size, file.stat().st_mtime_ns, file_digest(file)
+    return (*quick_mark(file), file_digest(file) if file.is_file() else "")
+
+
+def quick_mark(file: Path) -> tuple[str, int, int]:
+    """Return what tells without reading that a file is another one; the same of all that is no file."""
+    if not file.is_file():  # a folder, a pipe, a link to nowhere
+        return file.name, 0, 0
+    there = file.stat()
+    return file.name, there.st_size, there.st_mtime_ns
 
 
 def file_digest(file: Path) -> str:

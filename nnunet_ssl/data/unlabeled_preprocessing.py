@@ -18,12 +18,13 @@ from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.data.checksums import DamagedCaseError, PreprocessedFiles, checksum_of
-from nnunet_ssl.data.dataset_reader import DatasetReader, WrongChannelCountError, refuse_unusable
+from nnunet_ssl.data.dataset_reader import NOT_FINITE, DatasetReader, WrongChannelCountError, refuse_unusable
 from nnunet_ssl.data.image_files import fault_of_the_machine, refuse_damaged
+from nnunet_ssl.data.image_fit import refuse_unfit
 from nnunet_ssl.data.in_processes import in_processes
 from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, write_json_atomically
 from nnunet_ssl.data.raw_files import channel_names, channel_problem, unlabeled_images, unused_files, with_sidecars
-from nnunet_ssl.data.stamps import Mark, Stamp, checksums_of, mark_of, read_stamp, stamp_file, state_folder
+from nnunet_ssl.data.stamps import Mark, Stamp, checksums_of, mark_of, quick_mark, read_stamp, stamp_file, state_folder
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,11 @@ class UnlabeledPreprocessing:
         """Compare by name, size and time first; a file that was only touched is read, and its new time is kept."""
         try:
             files = with_sidecars(files)
-            if [mark[:2] for mark in stamp.files] != [(file.name, file.stat().st_size) for file in files]:
-                return False
-            if [mark[2] for mark in stamp.files] == [file.stat().st_mtime_ns for file in files]:
+            quick = [quick_mark(file) for file in files]
+            if [mark[:3] for mark in stamp.files] == quick:
                 return True
+            if [mark[:2] for mark in stamp.files] != [mark[:2] for mark in quick]:
+                return False
             marks = [mark_of(file) for file in files]
         except OSError:
             return False
@@ -186,6 +188,11 @@ def _preprocess_case(job: UnlabeledPreprocessing, named: tuple[str, list[Path]])
         for file in sorted(temporary.iterdir(), key=lambda file: file.name == f"{case}.b2nd"):
             file.replace(job.preprocessed / file.name)
         stamp = Stamp(job.settings(), marks, content, checksums)
+    except MemoryError as error:
+        raise RuntimeError(
+            f"{case} needs more memory than there is ({error}): try fewer processes (-np, or nnUNet_def_n_proc in a "
+            "training), or take it out of imagesUn"
+        ) from None
     except Exception as error:  # noqa: BLE001 - readers raise anything, and one bad image must not stop the others
         if fault_of_the_machine(error):
             raise
@@ -199,10 +206,11 @@ def _preprocess_case(job: UnlabeledPreprocessing, named: tuple[str, list[Path]])
 def _preprocess_into(folder: Path, job: UnlabeledPreprocessing, case: str, files: list[Path]) -> Content:
     if problem := channel_problem(files, job.dataset_json):
         raise WrongChannelCountError(problem)
-    for file in files:
-        refuse_damaged(file)
     plans = PlansManager(job.plans)
     configuration = plans.get_configuration(job.configuration)
+    refuse_unfit(files, plans, configuration, job.dataset_json)
+    if not all(refuse_damaged(file) for file in files):
+        raise ValueError(NOT_FINITE)
     preprocessor = configuration.preprocessor_class(verbose=False)
     paths = [str(file) for file in files]
     try:
