@@ -58,7 +58,7 @@ def checked_header(file: Path, channels: int) -> Header | None:
         header = header_of(file)
         problem = None if header is None else header.problem(channels)
     except ValueError as error:
-        raise ValueError(f"{file.name} is damaged, or no image: {error}") from error
+        raise ValueError(f"{file.name} is cut off or damaged, or no image: {error}") from error
     if problem:
         raise ValueError(f"{file.name}: {problem}")
     return header
