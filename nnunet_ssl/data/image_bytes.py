@@ -24,10 +24,16 @@ HEADER_BYTES = 1 << 16  # the most that a header of text has
 CHUNK_BYTES = 1 << 24  # that are unpacked at once
 PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 ITK_PREFIX = "sitk::ERROR: "  # before it stand ITK's own files and lines
-PLAIN_WORDS = {  # for what ITK says
+PLAIN_WORDS = {  # for what libraries say
     "orthonormal": "its axes are not at right angles to each other",
     "Unable to determine ImageIO reader": "its content is not of the format that its name says",
     "Refusing to change spacing": "its header gives no voxel size",
+    "Cannot work out file type": "it does not begin as a NIfTI file does",
+    "CRC check failed": "a checksum is wrong",
+    "Incorrect length of data produced": "a checksum is wrong",
+    "while decompressing": "it cannot be unpacked",
+    "end-of-stream marker": "its end is missing",
+    "Not a gzipped file": "it does not begin as a packed file does, or something else follows its end",
 }
 PACKINGS = {"raw": "", "gzip": "gzip", "gz": "gzip", "bzip2": "bz2", "bz2": "bz2"}  # of NRRD
 

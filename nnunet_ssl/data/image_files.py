@@ -8,7 +8,7 @@ from pathlib import Path
 
 import SimpleITK
 
-from nnunet_ssl.data.image_bytes import voxels_are_finite
+from nnunet_ssl.data.image_bytes import in_plain_words, voxels_are_finite
 
 FAULTS_OF_THE_MACHINE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
@@ -29,7 +29,7 @@ def refuse_damaged(file: Path) -> bool:
     except Exception as error:
         if fault_of_the_machine(error) or getattr(error, "errno", None) is not None:
             raise
-        raise ValueError(f"{file.name} is cut off or damaged ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{file.name} is cut off or damaged ({in_plain_words(error)})") from error
 
 
 def fault_of_the_machine(error: Exception) -> bool:
