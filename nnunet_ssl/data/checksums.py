@@ -98,13 +98,16 @@ class PreprocessedFiles:
         self._update(lambda known: {name: mark for name, mark in known.items() if name not in names})
 
     def _may_be(self, name: str, mark: tuple[int, int, int]) -> bool:
-        """Return whether a file is used for the first time, was only touched, or was written anew with all others."""
+        """Return whether a file is used for the first time, was only touched, or was written anew with all others.
+
+        Written anew most files are as before: whether all were is asked of the first one that has another time.
+        """
         self._known = read_if_fit(self.index, Known) or self._known  # other processes have read cases too
         before = self._known.get(name)
-        if before is None or before[-1] == mark[-1]:
+        if before is None or before == mark:
             return True
         if self._unchanged(self._known):
-            return False
+            return before[-1] == mark[-1]
         self._update(self._unchanged)
         return True
 
@@ -171,7 +174,7 @@ def _mark(file: Path) -> tuple[int, int, int]:
 def _size_and_time(file: Path) -> tuple[int, int] | None:
     try:
         there = file.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return there.st_size, there.st_mtime_ns
 

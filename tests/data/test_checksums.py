@@ -13,9 +13,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunet_ssl.data import checksums
 from nnunet_ssl.data.checksums import CheckedDataset, DamagedCaseError, PreprocessedFiles, checksum_of
 from nnunet_ssl.data.labeled_cases import labeled_files
+from nnunet_ssl.data.pool_predictions import PoolPredictions
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
 from nnunet_ssl.data.stamps import read_stamp, stamp_file, state_folder
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
+from nnunet_ssl.training.whole_pool import WholePool
 from tests.conftest import make_trainer
 from tests.data.test_unlabeled_preprocessing import write_image
 from trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
@@ -75,13 +77,16 @@ def test_the_same_bytes_are_no_damage_whenever_they_were_written(labeled):
         files().check("labeled1")
 
 
-def test_a_folder_that_was_preprocessed_again_gets_new_checksums(labeled):
+@pytest.mark.parametrize("first", ["labeled0", "labeled1"])
+def test_a_folder_that_was_preprocessed_again_gets_new_checksums(labeled, first):
+    """Most of its cases are what they were: one of them may be the first that is read."""
     folder, files = labeled
     check_all(files())
     write_again(folder)
     flip(folder / "labeled1.b2nd", 99)
     flip(folder / "labeled2.b2nd", 99)
     again, meanwhile = files(), files()
+    again.check(first)
     again.check("labeled1")
     meanwhile.check("labeled2")
     check_all(files())
@@ -257,6 +262,15 @@ def test_a_stamp_without_checksums_has_them_made_at_first_use(job):
     images_of(job).load_case("scan1")
 
 
+def test_whole_cases_that_are_predicted_are_compared_too(job):
+    pool = WholePool.__new__(WholePool)
+    pool.images = images_of(job)
+    pool.folders = pool.images.folders
+    flip(job.preprocessed / "scan1.b2nd", 2003)
+    with pytest.raises(DamagedCaseError, match="scan1"):
+        pool._predict_case("scan1", PoolPredictions(job.preprocessed), None)
+
+
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("which", ["labeled", "unlabeled"])
 def test_a_training_ends_with_one_sentence(tiny_dataset, monkeypatch, capfd, workers, which):
@@ -266,6 +280,7 @@ def test_a_training_ends_with_one_sentence(tiny_dataset, monkeypatch, capfd, wor
     index = state_folder(dataset.unlabeled_folder) / ("labeled_" * (which == "labeled") + "checksums.json")
     PreprocessedFiles(folder, index, "").check(case)
     flip(folder / f"{case}.b2nd", 5003)
+    processes = set(multiprocessing.active_children())
     trainer = make_trainer(dataset, nnUNetTrainerMeanTeacher, num_epochs=50, num_iterations_per_epoch=4)
     with pytest.raises(SystemExit) as ended:
         trainer.run_training()
@@ -273,6 +288,7 @@ def test_a_training_ends_with_one_sentence(tiny_dataset, monkeypatch, capfd, wor
     log = Path(trainer.log_file).read_text()
     assert log.count(f"the preprocessed case {case} is damaged: {case}.b2nd") == 1
     assert "the same command with --c" in log
+    assert set(multiprocessing.active_children()) <= processes
     printed = capfd.readouterr()
     assert "Traceback" not in printed.out + printed.err
 

@@ -93,6 +93,7 @@ UNUSABLE = {  # how it is written, what is said
     "NaN": (lambda f: nifti(f, with_value(np.nan)), NOT_FINITE),
     "infinite": (lambda f: nifti(f, with_value(np.inf)), NOT_FINITE),
     "flat": (lambda f: nifti(f, np.full((16, 14, 12), 100.1, np.float32)), "all its voxels have the same value"),
+    "nothing but 0": (lambda f: nifti(f, np.zeros((16, 14, 12), np.uint8)), "all its voxels have the same value"),
     "no image": (lambda f: f.write_bytes(b"no image"), "is cut off or damaged, or no image: its header cannot be read"),
     "empty": (lambda f: f.touch(), "is cut off or damaged, or no image: its header cannot be read"),
     "a folder": (lambda f: f.mkdir(), "is no file but a folder, a pipe, or a link that leads nowhere"),
