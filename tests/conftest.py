@@ -27,7 +27,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ssl.data.unlabeled_preprocessing import folder_of
+from nnunet_ssl.data.stamps import folder_of
 from nnunet_ssl.training.curves import Curves
 from tests.warm_processes import WARM
 

@@ -16,7 +16,8 @@ import pytest
 
 from nnunet_ssl.commands.cli import main
 from nnunet_ssl.data.preprocessed_images import content_of, open_image
-from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, read_stamp, state_folder
+from nnunet_ssl.data.stamps import read_stamp, state_folder
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from nnunet_ssl.splits.protocols import load_benchmark
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from tests.data.test_unlabeled_preprocessing import write_image

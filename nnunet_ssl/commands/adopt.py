@@ -13,7 +13,6 @@ import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -89,8 +88,7 @@ def change_splits(adoption: "Adoption", splits: dict[Path, list[dict]]) -> Itera
 
 def preprocess_adopted(adoption: "Adoption", preprocessed: Path) -> list[str]:
     """Preprocess the cases wherever others are, no more as unlabeled ones, and say what was done or is to be done."""
-    from nnunet_ssl.data.dataset_names import id_of
-    from nnunet_ssl.data.labeled_cases import can_take_a_case, preprocess_labeled
+    from nnunet_ssl.data.labeled_cases import can_take_a_case, preprocess_labeled, preprocessing_command
     from nnunet_ssl.data.raw_files import read_dataset_json
     from nnunet_ssl.data.unlabeled_preprocessing import forget_cases
     from nnunet_ssl.data.whole_files import copy
@@ -101,8 +99,8 @@ def preprocess_adopted(adoption: "Adoption", preprocessed: Path) -> list[str]:
     for plans, configuration, folder in preprocessed_configurations(preprocessed):
         if not can_take_a_case(folder):
             lines.append(
-                f"{configuration} is preprocessed in an older format; preprocess it anew: nnUNetv2_preprocess "
-                f"-d {id_of(preprocessed.name)} -plans_name {quote(plans.plans_name)} -c {quote(configuration)}"
+                f"{configuration} is preprocessed in an older format; preprocess it anew: "
+                f"{preprocessing_command(preprocessed.name, plans.plans_name, configuration)}"
             )
             continue
         dataset_json = read_dataset_json(preprocessed / "dataset.json")

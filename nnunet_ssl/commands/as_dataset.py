@@ -101,7 +101,7 @@ def new_dataset(
     from nnunet_ssl.conversion.pseudolabeled_dataset import dataset_folder, labeled_fold, refuse_labeled_scans
     from nnunet_ssl.data.raw_files import RawDataset
     from nnunet_ssl.data.split_file import NO_ESTIMATE
-    from nnunet_ssl.data.unlabeled_preprocessing import file_digest
+    from nnunet_ssl.data.stamps import file_digest
     from nnunet_ssl.splits.make_splits import number_or_share
 
     accept = number_or_share(options.accept or ALL, "--accept is a number of scans")

@@ -15,12 +15,12 @@ from nnunet_ssl.commands.preprocessed_checks import (
     check_unlabeled,
     look_at_plans,
 )
-from nnunet_ssl.commands.raw_checks import FORMAT, check_dataset_json, check_raw_files
+from nnunet_ssl.commands.raw_checks import FORMAT, check_dataset_json, check_headers, check_raw_files
 from nnunet_ssl.commands.split_checks import check_number, check_split
 from nnunet_ssl.data.dataset_names import dataset_name, id_of, known_datasets, names_of_id
 from nnunet_ssl.data.patients import patients_of
 from nnunet_ssl.data.raw_files import RawDataset, files_in
-from nnunet_ssl.data.unlabeled_preprocessing import folder_of
+from nnunet_ssl.data.stamps import folder_of
 
 
 def check_dataset(dataset: str, configuration: str | None, plans: str) -> Iterator[Finding]:
@@ -51,6 +51,9 @@ def check_dataset(dataset: str, configuration: str | None, plans: str) -> Iterat
         yield from check_dataset_json(raw)
         yield from check_raw_files(raw, (preprocessed / f"{plans}.json").is_file())
     planned = yield from look_at_plans(preprocessed, plans, configuration)
+    if raw is not None:
+        first = next(iter(planned.configurations.values())) if planned else None
+        yield from check_headers(raw, planned.plans if planned else None, first)
     cases = cases_of(raw, planned)
     yield from check_number(cases)
     folders = []

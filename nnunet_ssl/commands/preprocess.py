@@ -80,7 +80,8 @@ def find_jobs(dataset: str, configurations: list[str] | None, plans_identifier: 
 
     from nnunet_ssl.data.plans_file import configurations_of, read_plans
     from nnunet_ssl.data.raw_files import read_dataset_json
-    from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
+    from nnunet_ssl.data.stamps import folder_of
+    from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 
     name = dataset_name(dataset)
     folder = Path(nnUNet_preprocessed, name)

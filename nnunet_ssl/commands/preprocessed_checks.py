@@ -13,7 +13,8 @@ from nnunet_ssl.data.dataset_names import id_of, planning_command
 from nnunet_ssl.data.labeled_cases import unfinished_cases
 from nnunet_ssl.data.plans_file import configurations_of, other_plans, plans_problem, read_plans
 from nnunet_ssl.data.raw_files import channel_names, read_dataset_json, some
-from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of, read_stamp
+from nnunet_ssl.data.stamps import folder_of, read_stamp
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 
 COPIED_KEYS = ("labels", "regions_class_order", "channel_names", "file_ending")  # which a training reads from the copy
 

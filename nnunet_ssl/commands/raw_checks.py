@@ -1,14 +1,20 @@
 """What the doctor looks at in the raw files of a data set."""
 
+import os
 from collections.abc import Iterator
 from shlex import quote
 
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
 from nnunet_ssl.commands.findings import Finding
 from nnunet_ssl.data.dataset_names import planning_command
+from nnunet_ssl.data.image_fit import checked_header, refuse_unfit
 from nnunet_ssl.data.older_conversions import older_conversion
 from nnunet_ssl.data.raw_files import (
     CHANNEL,
     RawDataset,
+    channel_names,
     files_in,
     images_in,
     misspelled,
@@ -65,6 +71,30 @@ def check_raw_files(raw: RawDataset, is_planned: bool) -> Iterator[Finding]:
         yield Finding("imagesUn", f"there is none, but {near.name}", remedy, is_problem=True)
     elif unused := unused_files(raw.folder / "imagesUn", raw.ending):
         yield Finding("imagesUn", unused, f"convert images among them to {raw.ending}, or take them out")
+
+
+def check_headers(
+    raw: RawDataset, plans: PlansManager | None, configuration: ConfigurationManager | None
+) -> Iterator[Finding]:
+    """Look at the headers of labeled images: what makes one of no use and, with plans, what does not fit them."""
+    if plans is None and raw.ending in NaturalImage2DIO.supported_file_endings:  # which may be in colour
+        return
+    problems = []
+    for case, files in raw.images().items():
+        if not all(map(os.path.lexists, files)):  # which is said already
+            continue
+        try:
+            if plans is None:
+                for file in files:
+                    checked_header(file, len(channel_names(raw.dataset_json)))
+            else:
+                refuse_unfit(files, plans, configuration, raw.dataset_json)
+        except (ValueError, OSError) as error:
+            problems.append(f"{case} ({error})")
+    if problems:
+        state = f"{len(problems)} of no use: {some(problems, most=2)}"
+        remedy = f"put whole ones into {raw.folder / 'imagesTr'}, or take these cases out, with their labels"
+        yield Finding("images in imagesTr", state, remedy, is_problem=True)
 
 
 def _check_elsewhere(raw: RawDataset) -> Iterator[Finding]:

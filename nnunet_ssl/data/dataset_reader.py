@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
@@ -20,11 +19,13 @@ from nnunetv2.imageio.reader_writer_registry import (
 )
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
+from nnunet_ssl.data.image_bytes import in_plain_words
 from nnunet_ssl.data.image_files import fault_of_the_machine, refuse_damaged
 from nnunet_ssl.data.raw_files import RawDataset, channel_names, files_in, read_json_file, sidecar
 
+FLAT = 1e-5  # the difference of values that counts as none, as a share of the largest value; ours
 EXAMPLES = 3  # files that are looked at for the choice of a reader
-ITK_PREFIX = "sitk::ERROR: "  # before it stand ITK's own files and lines
+NOT_FINITE = "the image holds values that are not finite (NaN or infinite)"
 PLACEHOLDER = 998.0  # nnU-Net writes 999 times the largest spacing for an axis that an image does not have
 
 
@@ -111,9 +112,15 @@ class DatasetReader:
         """Return what nnU-Net reads: (C, *spatial) of three axes, float32, and its properties.
 
         Raises:
-            ValueError: a file is missing, cut off, damaged, or does not fit the others.
+            ValueError: a file is missing, cut off, damaged, does not fit the others, or holds values that are not
+                finite.
         """
-        return self._read(files, lambda: self.reader.read_images([str(file) for file in files]))
+        channels, properties, is_finite = self._read(
+            files, lambda: self.reader.read_images([str(file) for file in files])
+        )
+        if not is_finite:
+            raise ValueError(f"{files[0]}: {NOT_FINITE}")
+        return channels, properties
 
     def read_image(self, file: Path) -> Voxels:
         """Return the first channel of an image file."""
@@ -126,10 +133,10 @@ class DatasetReader:
         Raises:
             ValueError: as `read_channels`, or a value is no whole number.
         """
-        channels, properties = self._read([file], lambda: self.reader.read_seg(str(file)), is_label=True)
+        channels, properties, is_finite = self._read([file], lambda: self.reader.read_seg(str(file)), is_label=True)
         if len(channels) != 1:
             raise ValueError(f"{file} has {len(channels)} channels: labels have one")
-        if file.name.endswith((".nii", ".nii.gz")) and not finite_nifti(file):
+        if not is_finite:
             raise ValueError(f"{file} holds values that are not finite: labels are whole numbers")
         labels = self._with_space(channels[0], properties, file, is_label=True)
         with np.errstate(invalid="ignore"):
@@ -141,22 +148,21 @@ class DatasetReader:
 
     def _read(
         self, files: Sequence[Path], read: Callable[[], tuple[np.ndarray, dict]], is_label: bool = False
-    ) -> tuple[np.ndarray, dict]:
+    ) -> tuple[np.ndarray, dict, bool]:
+        """Return what nnU-Net reads, and whether the files hold finite values alone: ITK reads others as 0 in NIfTI."""
         for file in files:
             if not file.is_file():
                 raise ValueError(f"{file} is missing")
             if isinstance(self.reader, Tiff3DIO) and (beside := sidecar(file, is_label)):
                 refuse_bad_spacing(beside)
         try:
-            for file in files:
-                refuse_damaged(file)
+            are_finite = [refuse_damaged(file) for file in files]
             with quiet() as said:
-                return read()
+                return *read(), all(are_finite)
         except Exception as error:
             if fault_of_the_machine(error):
                 raise
-            message = " ".join(str(error).rpartition(ITK_PREFIX)[2].split())
-            reason = message or said.getvalue().strip().partition("\n")[0] or type(error).__name__
+            reason = in_plain_words(error) or said.getvalue().strip().partition("\n")[0] or type(error).__name__
             raise ValueError(f"{files[0]} is damaged, or no image: {reason}") from error
 
     def space_of_image(self, files: Sequence[Path], properties: dict, shape: tuple[int, ...]) -> Voxels:
@@ -175,12 +181,6 @@ class DatasetReader:
         if isinstance(self.reader, Tiff3DIO):
             has_spacing = sidecar(file, is_label) is not None
         return Voxels(array, spacing, has_spacing, affine_of(properties))
-
-
-def finite_nifti(file: Path) -> bool:
-    """Return whether all values of a NIfTI file are finite: ITK reads others as 0."""
-    voxels = nibabel.load(file).dataobj
-    return voxels.dtype.kind != "f" or bool(np.isfinite(np.asanyarray(voxels)).all())
 
 
 def refuse_bad_spacing(file: Path) -> None:
@@ -230,7 +230,7 @@ def refuse_unusable(voxels: np.ndarray, dataset_json: dict) -> None:
 
     Raises:
         WrongChannelCountError: it has another number of channels than the data set.
-        ValueError: a value is not finite.
+        ValueError: a value is not finite, or all are the same.
     """
     names = channel_names(dataset_json)
     if len(voxels) != len(names):
@@ -238,7 +238,9 @@ def refuse_unusable(voxels: np.ndarray, dataset_json: dict) -> None:
             f"it has {len(voxels)} channel(s), the data set has {len(names)} ({', '.join(names)})"
         )
     if not np.isfinite(voxels).all():
-        raise ValueError("the image holds values that are not finite (NaN or infinite)")
+        raise ValueError(NOT_FINITE)
+    if np.ptp(voxels.reshape(len(voxels), -1), axis=1).max() <= FLAT * np.abs(voxels).max():
+        raise ValueError("all its voxels have the same value, at the latest once it is normalised")
 
 
 @contextlib.contextmanager

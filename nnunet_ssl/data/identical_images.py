@@ -85,6 +85,8 @@ def groups_of_equals(contents: Mapping[str, Sequence]) -> list[list[str]]:
 
 def shape_in_header(file: Path) -> list[int] | None:
     """Return an image's shape without reading its voxels; None where the header cannot be read."""
+    if not file.is_file():
+        return None
     try:
         if file.name.endswith((".nii", ".nii.gz")):
             return list(nibabel.load(file).shape)

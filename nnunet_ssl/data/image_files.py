@@ -1,64 +1,35 @@
 """Reading image files so that a damaged one is never taken for a good one."""
 
 import errno
-import gzip
 import locale
-import math
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import nibabel
 import SimpleITK
 
-GIPL_HEADER_BYTES = 256
-CHUNK_BYTES = 1 << 24  # that are unpacked at once
+from nnunet_ssl.data.image_bytes import in_plain_words, voxels_are_finite
+
 FAULTS_OF_THE_MACHINE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
-def refuse_damaged(file: Path) -> None:
-    """Look whether a file is whole where ITK would fill what is missing with zeros, without a word.
+def refuse_damaged(file: Path) -> bool:
+    """Look whether a file is whole, by its size and all checksums that it has, and whether its values are finite.
 
-    These are NIfTI, which is read to the end of its compressed bytes, and GIPL.
+    Returns:
+        Whether they are.
 
     Raises:
-        ValueError: the file is cut off or damaged.
+        ValueError: the file is cut off, damaged, or none.
     """
+    if not file.is_file():
+        raise ValueError(f"{file.name} is no file but a folder, a pipe, or a link that leads nowhere")
     try:
-        if file.name.endswith((".nii", ".nii.gz")):
-            voxels = nibabel.load(file).dataobj
-            there, needed = bytes_in(file) - voxels.offset, math.prod(voxels.shape) * voxels.dtype.itemsize
-        elif file.name.endswith(".gipl"):
-            there, needed = bytes_in(file) - GIPL_HEADER_BYTES, bytes_of_voxels(file)
-        else:
-            return
-    except (OSError, ValueError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        if getattr(error, "errno", None) is not None:
+        return voxels_are_finite(file)
+    except Exception as error:
+        if fault_of_the_machine(error) or getattr(error, "errno", None) is not None:
             raise
-        raise ValueError(f"{file.name} is cut off or damaged ({' '.join(str(error).split())})") from error
-    if there < needed:
-        raise ValueError(f"{file.name} is cut off or damaged (Expected {needed} bytes, got {max(0, there)})")
-
-
-def bytes_in(file: Path) -> int:
-    """Return how many bytes a file holds, unpacked; gzip compares its check sum at the end."""
-    if not file.name.endswith(".gz"):
-        return file.stat().st_size
-    with gzip.open(file) as opened:
-        return sum(iter(lambda: len(opened.read(CHUNK_BYTES)), 0))
-
-
-def bytes_of_voxels(file: Path) -> int:
-    """Return how many bytes the header of a file that ITK reads promises."""
-    header = SimpleITK.ImageFileReader()
-    header.SetFileName(str(file))
-    try:
-        header.ReadImageInformation()
-    except RuntimeError as error:
-        raise ValueError(str(error).strip().splitlines()[-1]) from error
-    one = SimpleITK.Image([1] * header.GetDimension(), header.GetPixelID(), header.GetNumberOfComponents())
-    return math.prod(header.GetSize()) * SimpleITK.GetArrayViewFromImage(one).nbytes
+        raise ValueError(f"{file.name} is cut off or damaged ({in_plain_words(error)})") from error
 
 
 def fault_of_the_machine(error: Exception) -> bool:

@@ -5,13 +5,16 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 
 import blosc2
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_ssl.data.checksums import PreprocessedFiles
 from nnunet_ssl.data.dataset_names import id_of
 from nnunet_ssl.data.raw_files import some
+from nnunet_ssl.data.stamps import folder_of, state_folder
 
 PICKLE_END = b"."  # the last byte of every pickle file
 DAMAGE = (FileNotFoundError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile)
@@ -45,8 +48,26 @@ def refuse_unfinished(folder: Path, cases: Iterable[str], dataset: str, plans: s
     if unfinished := unfinished_cases(folder, sorted(cases)):
         raise ValueError(
             f"{len(unfinished)} labeled cases are not, or not wholly, preprocessed in {folder}: {some(unfinished)}. "
-            f"nnUNetv2_preprocess -d {id_of(dataset)} -plans_name {plans} -c {configuration}"
+            f"{preprocessing_command(dataset, plans, configuration)}"
         )
+
+
+def preprocessing_command(dataset: str, plans: str, configuration: str) -> str:
+    """Return nnU-Net's command that preprocesses all labeled cases anew."""
+    return f"nnUNetv2_preprocess -d {id_of(dataset)} -plans_name {quote(plans)} -c {quote(configuration)}"
+
+
+def labeled_files(folder: Path, dataset: str, plans: str, configuration: str) -> PreprocessedFiles:
+    """Return what compares the files of labeled cases with their checksums, which are made at first use.
+
+    Args:
+        folder: nnU-Net's preprocessed folder of the configuration.
+        dataset: name of the data set.
+        plans: identifier of the plans.
+        configuration: its name.
+    """
+    index = state_folder(folder_of(folder.parent, folder.name)) / "labeled_checksums.json"
+    return PreprocessedFiles(folder, index, preprocessing_command(dataset, plans, configuration))
 
 
 def can_take_a_case(folder: Path) -> bool:
@@ -84,6 +105,7 @@ def preprocess_labeled(
     for file in sorted(unfinished.iterdir(), key=lambda file: file.name == f"{case}.b2nd"):  # which is what is listed
         file.replace(folder / file.name)
     unfinished.rmdir()
+    labeled_files(folder, plans.dataset_name, plans.plans_name, configuration).forget(case)
 
 
 def _is_whole(folder: Path, case: str) -> bool:

@@ -16,13 +16,14 @@ from typing import Any
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
+from nnunet_ssl.data.checksums import DamagedCaseError
 from nnunet_ssl.data.in_processes import end_with_parent
 
 WORKER_SECONDS = 45.0  # without a sign of a worker's life, after which it counts as hanging
 SECONDS_BETWEEN_SIGNS = 1.0
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_AFTER_TERM = 5  # that a worker goes on after SIGTERM, so that the training can save before it is missed
-BYTES_OF_REASON = 300
+BYTES_OF_REASON = 1000
 FEWER = "fewer processes (nnUNet_n_proc_DA; 0 loads in the training itself)"
 
 
@@ -36,11 +37,13 @@ class Signs:
     Attributes:
         alive: when each worker last ran, by the monotonic clock of the machine.
         busy: when each one last worked or waited for a disk.
+        says_all: whether the reason of each worker is all that there is to say.
     """
 
     def __init__(self, workers: int) -> None:
         now = [time.monotonic()] * workers
         self.alive, self.busy = RawArray("d", now), RawArray("d", now)
+        self.says_all = RawArray("b", workers)
         self._reasons = RawArray("c", workers * BYTES_OF_REASON)
 
     def give_reason(self, worker: int, reason: str) -> None:
@@ -77,6 +80,10 @@ class LoaderOfWorker:
     def __next__(self) -> dict[str, Any]:
         try:
             return next(self.loader)
+        except DamagedCaseError as error:  # no fault of the program: no traceback
+            self.signs.says_all[self.worker] = True
+            self.signs.give_reason(self.worker, str(error))
+            os._exit(1)
         except Exception as error:
             self.signs.give_reason(self.worker, f"{type(error).__name__}: {error}")
             raise
@@ -183,7 +190,10 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
         limit = self.worker_seconds
         for worker, process in enumerate(self._processes):
             name = f"process {process.pid}, which loads images,"
-            if reason := self.signs.reason(worker):
+            reason = self.signs.reason(worker)
+            if reason and self.signs.says_all[worker]:
+                return reason
+            if reason:
                 return f"{name} has failed ({reason}): {_remedy(reason) or 'its error stands above'}"
             if process.exitcode or (process.exitcode == 0 and not self.abort_event.is_set()):
                 return f"{name} {_how_it_ended(process.exitcode)}"

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import blosc2
@@ -17,6 +18,7 @@ from typing_extensions import TypedDict
 from nnunet_ssl.data.json_schemas import parsed, read_if_fit
 
 if TYPE_CHECKING:
+    from nnunet_ssl.data.checksums import PreprocessedFiles
     from nnunet_ssl.data.pool_predictions import PoolPredictions
 
 Image = np.ndarray | blosc2.NDArray
@@ -59,20 +61,42 @@ def open_array(file: Path, name: str = "data") -> Image:
 class UnlabeledDataset(nnUNetBaseDataset):
     """Images of several preprocessed folders, presented to nnU-Net's loader without a label."""
 
-    def __init__(self, folders: dict[str, Path], without_labels: Path) -> None:
-        """Take the folder in which each case lies, and the one whose cases were preprocessed without a label."""
+    def __init__(
+        self,
+        folders: dict[str, Path],
+        without_labels: Path,
+        files: Mapping[Path, "PreprocessedFiles"] = MappingProxyType({}),
+    ) -> None:
+        """Take the cases.
+
+        Args:
+            folders: the folder in which each case lies.
+            without_labels: the one whose cases were preprocessed without a label.
+            files: of each folder, what compares its files with their checksums; none are compared without.
+        """
         super().__init__(folder="", identifiers=sorted(folders))
         self.folders = folders
         self.without_labels = without_labels
+        self.files = files
         self.predictions: PoolPredictions | None = None
         self.gives_labels = False
+
+    def check(self, identifier: str) -> None:
+        """Raise a DamagedCaseError if a file of a case that is about to be read has changed."""
+        folder = self.folders[identifier]
+        if folder in self.files:
+            self.files[folder].check(identifier, image_only=folder != self.without_labels)
 
     def load_case(self, identifier: str) -> tuple[Image, Image, Image | None, dict]:
         """Return image, outside of the image, predicted labels, and where predicted classes are: none before they are.
 
         Of a case that has a label on disk nothing but the image is opened; its outside is all zeros, without memory.
         The predicted labels (*spatial), if they are asked for, stand where nnU-Net has those of a previous stage.
+
+        Raises:
+            DamagedCaseError: a file of the case is damaged.
         """
+        self.check(identifier)
         folder = self.folders[identifier]
         image = open_image(folder, identifier)
         if folder == self.without_labels:

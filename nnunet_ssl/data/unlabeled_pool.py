@@ -11,7 +11,8 @@ from nnunet_ssl.data.dataset_reader import DatasetReader
 from nnunet_ssl.data.identical_images import CACHE, as_test_case, identical_images
 from nnunet_ssl.data.preprocessed_images import Content, contents_of, image_file, open_image
 from nnunet_ssl.data.raw_files import RawDataset, some
-from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, read_stamp, state_folder
+from nnunet_ssl.data.stamps import read_stamp, state_folder
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@
 temporary files lie in a folder beside it, because nnU-Net infers format and cases from a folder's listing.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -18,13 +17,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ssl.data.dataset_reader import DatasetReader, WrongChannelCountError, refuse_unusable
+from nnunet_ssl.data.checksums import DamagedCaseError, PreprocessedFiles, checksum_of
+from nnunet_ssl.data.dataset_reader import NOT_FINITE, DatasetReader, WrongChannelCountError, refuse_unusable
 from nnunet_ssl.data.image_files import fault_of_the_machine, refuse_damaged
+from nnunet_ssl.data.image_fit import refuse_unfit
 from nnunet_ssl.data.in_processes import in_processes
-from nnunet_ssl.data.json_schemas import read_if_fit
-from nnunet_ssl.data.names import checked_name
 from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, write_json_atomically
 from nnunet_ssl.data.raw_files import channel_names, channel_problem, unlabeled_images, unused_files, with_sidecars
+from nnunet_ssl.data.stamps import Mark, Stamp, checksums_of, mark_of, quick_mark, read_stamp, stamp_file, state_folder
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ class UnlabeledPreprocessing:
         names = (self.plans["dataset_name"], self.configuration, self.plans["plans_name"])
         return "nnunet_ssl preprocess -d {} -c {} -p {}".format(*map(quote, names))
 
+    @property
+    def files(self) -> PreprocessedFiles:
+        """What compares the preprocessed files with their checksums."""
+        index, stamped = state_folder(self.preprocessed) / "checksums.json", partial(checksums_of, self.preprocessed)
+        return PreprocessedFiles(self.preprocessed, index, self.command, stamped)
+
     def image_files(self) -> dict[str, list[Path]]:
         """Return the files of each case, channels in order.
 
@@ -68,7 +74,8 @@ class UnlabeledPreprocessing:
 
         Args:
             cases: which cases to look at; None means all images.
-            retry_problems: whether an unchanged image that could not be preprocessed counts too.
+            retry_problems: whether an unchanged image counts too that could not be preprocessed, or whose preprocessed
+                files have been damaged since.
         """
         files, settings = self.image_files(), self.settings()
         todo = []
@@ -78,7 +85,7 @@ class UnlabeledPreprocessing:
                 stamp is None
                 or stamp.settings != settings
                 or not self._is_of(stamp, case, files[case])
-                or (retry_problems and stamp.problem)
+                or (retry_problems and (stamp.problem or self._is_damaged(case)))
             ):
                 todo.append(case)
         return todo
@@ -126,58 +133,30 @@ class UnlabeledPreprocessing:
             )
         )
 
+    def _is_damaged(self, case: str) -> bool:
+        try:
+            self.files.check(case)
+        except DamagedCaseError:
+            return True
+        return False
+
     def _is_of(self, stamp: "Stamp", case: str, files: list[Path]) -> bool:
         """Compare by name, size and time first; a file that was only touched is read, and its new time is kept."""
         try:
             files = with_sidecars(files)
-            if [mark[:2] for mark in stamp.files] != [(file.name, file.stat().st_size) for file in files]:
-                return False
-            if [mark[2] for mark in stamp.files] == [file.stat().st_mtime_ns for file in files]:
+            quick = [quick_mark(file) for file in files]
+            if [mark[:3] for mark in stamp.files] == quick:
                 return True
-            marks = [_mark(file) for file in files]
+            if [mark[:2] for mark in stamp.files] != [mark[:2] for mark in quick]:
+                return False
+            marks = [mark_of(file) for file in files]
         except OSError:
             return False
         if [mark[3] for mark in marks] != [mark[3] for mark in stamp.files]:
             return False
         with suppress(OSError):  # a folder that is only read
-            write_json_atomically(asdict(replace(stamp, files=marks)), _stamp_file(self.preprocessed, case))
+            write_json_atomically(asdict(replace(stamp, files=marks)), stamp_file(self.preprocessed, case))
         return True
-
-
-Mark = tuple[str, int, int, str]  # of a file: name, size in bytes, time of change in ns, SHA-256
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What a preprocessed case was made from.
-
-    Attributes:
-        settings: see `UnlabeledPreprocessing.settings`.
-        files: the image files.
-        content: the preprocessed image's content; None when there is a problem.
-        problem: why the image could not be preprocessed; empty when it was.
-        wrong_channel_count: whether that is the problem.
-    """
-
-    settings: dict[str, Any]
-    files: list[Mark]
-    content: Content | None = None
-    problem: str = ""
-    wrong_channel_count: bool = False
-
-
-def folder_of(dataset_folder: Path, data_identifier: str) -> Path:
-    """Return where the unlabeled cases of a data set lie, given its folder in `nnUNet_preprocessed`.
-
-    Raises:
-        ValueError: the identifier, which stands in plans, is a path.
-    """
-    return dataset_folder / f"{checked_name(data_identifier)}_unlabeled"
-
-
-def state_folder(preprocessed: Path) -> Path:
-    """Return the folder beside the preprocessed cases that holds stamps, lock and temporary files."""
-    return preprocessed.with_name(f"{preprocessed.name}_state")
 
 
 def forget_cases(preprocessed: Path, cases: Iterable[str]) -> None:
@@ -187,32 +166,33 @@ def forget_cases(preprocessed: Path, cases: Iterable[str]) -> None:
     """
     with _locked(state_folder(preprocessed) / "lock"):
         for case in cases:
-            _stamp_file(preprocessed, case).unlink(missing_ok=True)
+            stamp_file(preprocessed, case).unlink(missing_ok=True)
             for name in (f"{case}.b2nd", f"{case}_seg.b2nd", f"{case}.pkl"):
                 (preprocessed / name).unlink(missing_ok=True)
-
-
-def read_stamp(preprocessed: Path, case: str) -> Stamp | None:
-    """Return what a case was made from; None if it was never finished, or nobody can read it."""
-    return read_if_fit(_stamp_file(preprocessed, case), Stamp)
 
 
 def _preprocess_case(job: UnlabeledPreprocessing, named: tuple[str, list[Path]]) -> None:
     """Preprocess one case, its name and files; what it becomes appears whole or not at all, and the stamp last."""
     case, files = named
-    stamp_file = _stamp_file(job.preprocessed, case)
-    stamp_file.unlink(missing_ok=True)
+    its_stamp = stamp_file(job.preprocessed, case)
+    its_stamp.unlink(missing_ok=True)
     temporary = state_folder(job.preprocessed) / "unfinished" / case
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     marks: list[Mark] = []
     try:
-        marks = [_mark(file) for file in with_sidecars(files)]
+        marks = [mark_of(file) for file in with_sidecars(files)]
         content = _preprocess_into(temporary, job, case, files)
+        checksums = {file.name: checksum_of(file) for file in sorted(temporary.iterdir())}
         # The image last: its presence is what makes nnU-Net list a case.
         for file in sorted(temporary.iterdir(), key=lambda file: file.name == f"{case}.b2nd"):
             file.replace(job.preprocessed / file.name)
-        stamp = Stamp(job.settings(), marks, content)
+        stamp = Stamp(job.settings(), marks, content, checksums)
+    except MemoryError as error:
+        raise RuntimeError(
+            f"{case} needs more memory than there is ({error}): try fewer processes (-np, or nnUNet_def_n_proc in a "
+            "training), or take it out of imagesUn"
+        ) from None
     except Exception as error:  # noqa: BLE001 - readers raise anything, and one bad image must not stop the others
         if fault_of_the_machine(error):
             raise
@@ -220,16 +200,17 @@ def _preprocess_case(job: UnlabeledPreprocessing, named: tuple[str, list[Path]])
         wrong_channel_count = isinstance(error, WrongChannelCountError)
         stamp = Stamp(job.settings(), marks, problem=problem, wrong_channel_count=wrong_channel_count)
     shutil.rmtree(temporary)
-    write_json_atomically(asdict(stamp), stamp_file)
+    write_json_atomically(asdict(stamp), its_stamp)
 
 
 def _preprocess_into(folder: Path, job: UnlabeledPreprocessing, case: str, files: list[Path]) -> Content:
     if problem := channel_problem(files, job.dataset_json):
         raise WrongChannelCountError(problem)
-    for file in files:
-        refuse_damaged(file)
     plans = PlansManager(job.plans)
     configuration = plans.get_configuration(job.configuration)
+    refuse_unfit(files, plans, configuration, job.dataset_json)
+    if not all(refuse_damaged(file) for file in files):
+        raise ValueError(NOT_FINITE)
     preprocessor = configuration.preprocessor_class(verbose=False)
     paths = [str(file) for file in files]
     try:
@@ -247,20 +228,6 @@ def _remove_unfinished(state: Path) -> None:
     shutil.rmtree(state / "unfinished", ignore_errors=True)
     for stamp in state.glob("stamps/*.tmp"):
         stamp.unlink(missing_ok=True)
-
-
-def _stamp_file(preprocessed: Path, case: str) -> Path:
-    return state_folder(preprocessed) / "stamps" / f"{checked_name(case)}.json"
-
-
-def _mark(file: Path) -> Mark:
-    return file.name, file.stat().st_size, file.stat().st_mtime_ns, file_digest(file)
-
-
-def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ssl.data.dataset_reader import DatasetReader, quiet, refuse_unusable
+from nnunet_ssl.data.image_fit import refuse_unfit
 from nnunet_ssl.data.raw_files import channel_problem
 from nnunet_ssl.evaluation.label_priority import Uncertainty, measure_uncertainty
 from nnunet_ssl.training.checkpoints import load_model
@@ -57,10 +58,12 @@ class PoolPredictor:
         """Predict a scan, given the files of its channels.
 
         Raises:
-            ValueError: the scan is one that preprocessing leaves out: damaged, of other channels, or not finite.
+            ValueError: the scan is one that preprocessing leaves out: damaged, unlike the data set, or not finite.
         """
         if problem := channel_problem(files, self.predictor.dataset_json):
             raise ValueError(problem)
+        model = self.predictor
+        refuse_unfit(files, model.plans_manager, model.configuration_manager, model.dataset_json)
         image, properties = self.reader.read_channels(files)
         refuse_unusable(image, self.predictor.dataset_json)
         labels, probs = self._run(self.weights, image, properties)

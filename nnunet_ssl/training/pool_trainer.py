@@ -75,7 +75,7 @@ class PoolTrainer(ResumableTrainer):
                 begin_round(root, made_by, self._round)
             distributed.wait_for_all()
             predictions = open_round(root, made_by)
-            pool = WholePool(self.streams[1].images.folders, predictor, self.print_to_log_file)
+            pool = WholePool(self.streams[1].images, predictor, self.print_to_log_file)
             done = pool.predict(predictions, None if goes_on else open_round(root, self._round))
         self._round = made_by
         self._use(predictions)

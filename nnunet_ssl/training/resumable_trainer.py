@@ -10,6 +10,7 @@ import torch
 from filelock import SoftFileLease
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_ssl.data.checksums import DamagedCaseError
 from nnunet_ssl.data.loader_processes import WorkerFailure
 from nnunet_ssl.data.trained_cases import cases_of_weights
 from nnunet_ssl.training import run_lock, run_state
@@ -85,9 +86,13 @@ class ResumableTrainer(TwoStreamTrainer):
                 raise
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate as nnU-Net does, alone in the folder."""
+        """Validate as nnU-Net does, alone in the folder, no case that is damaged."""
         with self._alone_and_interruptible():
-            super().perform_actual_validation(save_probabilities)
+            try:
+                super().perform_actual_validation(save_probabilities)
+            except DamagedCaseError as error:
+                self.print_to_log_file(error)
+                raise SystemExit(1) from None
 
     @contextmanager
     def _alone_and_interruptible(self) -> Iterator[None]:
@@ -111,10 +116,10 @@ class ResumableTrainer(TwoStreamTrainer):
         """Save the last whole epoch, and say what has ended the training.
 
         Raises:
-            SystemExit: a worker process has failed: there is nothing in this process to look into.
+            SystemExit: a worker process has failed or a case is damaged: this process has nothing to look into.
         """
         saved = self._save_last_epoch()
-        if isinstance(reason, WorkerFailure):
+        if isinstance(reason, WorkerFailure | DamagedCaseError):
             self.print_to_log_file(f"{reason}; {saved}")
             raise SystemExit(1) from None
         by = reason.name if isinstance(reason, Interrupted) else f"an error ({type(reason).__name__})"

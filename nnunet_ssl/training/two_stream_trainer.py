@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunet_ssl.data.labeled_cases import refuse_unfinished
+from nnunet_ssl.data.checksums import CheckedDataset, PreprocessedFiles
+from nnunet_ssl.data.labeled_cases import labeled_files, refuse_unfinished
 from nnunet_ssl.data.loader_processes import WORKER_SECONDS
 from nnunet_ssl.data.loaders import (
     LabeledLoader,
@@ -34,6 +36,7 @@ from nnunet_ssl.data.split_file import (
     unlabeled_cases_of_fold,
     write_small_split,
 )
+from nnunet_ssl.data.stamps import folder_of
 from nnunet_ssl.data.trained_cases import (
     CASES,
     TrainedCases,
@@ -42,7 +45,7 @@ from nnunet_ssl.data.trained_cases import (
     refuse_learned_validation,
 )
 from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, twins_warning
-from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from nnunet_ssl.leaks.of_training import LookAtTraining
 from nnunet_ssl.training import reproducibility
 
@@ -85,7 +88,20 @@ class TwoStreamTrainer(nnUNetTrainer):
         if warning:
             self.print_to_log_file(f"WARNING: {warning}")
             self._refuse_unfinished(validation)
+        for case in validation:
+            self._labeled_files.check(case)
         return train, validation
+
+    def get_tr_and_val_datasets(self) -> tuple[CheckedDataset, CheckedDataset]:
+        """Return nnU-Net's data sets of training and validation cases, which read none that is damaged."""
+        train, validation = super().get_tr_and_val_datasets()
+        return CheckedDataset(train, self._labeled_files), CheckedDataset(validation, self._labeled_files)
+
+    @cached_property
+    def _labeled_files(self) -> PreprocessedFiles:
+        plans = self.plans_manager
+        folder = Path(self.preprocessed_dataset_folder)
+        return labeled_files(folder, plans.dataset_name, plans.plans_name, self.configuration_name)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does, with the cases that the run began with."""
@@ -128,10 +144,11 @@ class TwoStreamTrainer(nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple[TwoStreamLoader, Any]:
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
-        pool = self._collect_pool()
+        pool, preprocessing = self._collect_pool(), self._preprocessing
         labeled, validation = self._loaders_of_nnunet()
         labeled = LabeledLoader(labeled)
-        dataset = UnlabeledDataset(pool.folders, self._folder_of_unlabeled())
+        files = {one.folder: one for one in (preprocessing.files, self._labeled_files)}
+        dataset = UnlabeledDataset(pool.folders, preprocessing.preprocessed, files)
         bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches
         foreground = self.pseudo_foreground_probability
         unlabeled = UnlabeledLoader(dataset, labeled, self.label_manager, self.VIEWS, bins, foreground)
@@ -145,13 +162,12 @@ class TwoStreamTrainer(nnUNetTrainer):
     def _start_streams(self) -> TwoStreamLoader:
         """Start both training streams; in a labeled-only epoch the labeled one alone, with all of nnU-Net's workers."""
         (labeled, unlabeled), num_workers = self.streams, get_allowed_n_proc_DA()
-        if self.epoch_is_labeled_only:
-            return TwoStreamLoader(self._start_loader(labeled, "labeled", num_workers), None)
-        num_labeled, num_unlabeled = divide_workers(num_workers)
-        return TwoStreamLoader(
-            self._start_loader(labeled, "labeled", num_labeled),
-            self._start_loader(unlabeled, "unlabeled", num_unlabeled),
-        )
+        num_labeled, num_unlabeled = (num_workers, 0) if self.epoch_is_labeled_only else divide_workers(num_workers)
+        # A run that ends closes what stands here, also when the second one cannot start.
+        self.dataloader_train = loader = TwoStreamLoader(self._start_loader(labeled, "labeled", num_labeled), None)
+        if not self.epoch_is_labeled_only:
+            loader.unlabeled = self._start_loader(unlabeled, "unlabeled", num_unlabeled)
+        return loader
 
     def _restart_unlabeled(self) -> None:
         """Start the unlabeled stream anew, if it runs: its workers have copies of what it was."""
@@ -195,19 +211,20 @@ class TwoStreamTrainer(nnUNetTrainer):
         ]
         return start_loader(loader, seeds, self.device.type == "cuda", self.worker_seconds)
 
-    def _folder_of_unlabeled(self) -> Path:
-        return folder_of(Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier)
-
-    def _collect_pool(self) -> UnlabeledPool:
-        train, validation = self.do_split()
-        dataset_folder = Path(self.preprocessed_dataset_folder_base)
-        preprocessing = UnlabeledPreprocessing(
+    @cached_property
+    def _preprocessing(self) -> UnlabeledPreprocessing:
+        """Return that of the unlabeled images."""
+        return UnlabeledPreprocessing(
             self.plans_manager.plans,
             self.configuration_name,
             self.dataset_json,
             Path(nnUNet_raw.get() or "$nnUNet_raw", self.plans_manager.dataset_name, "imagesUn"),
-            self._folder_of_unlabeled(),
+            folder_of(Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier),
         )
+
+    def _collect_pool(self) -> UnlabeledPool:
+        (train, validation), preprocessing = self.do_split(), self._preprocessing
+        dataset_folder = Path(self.preprocessed_dataset_folder_base)
         pool = collect_pool(
             preprocessing,
             Path(self.preprocessed_dataset_folder),

@@ -3,8 +3,7 @@
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_ssl.data.pool_predictions import PoolPredictions, change
-from nnunet_ssl.data.preprocessed_images import image_file, open_image
+from nnunet_ssl.data.preprocessed_images import UnlabeledDataset, image_file, open_image
 from nnunet_ssl.training import distributed
 
 MEET_EVERY = 20  # cases of each process, as in nnU-Net's validation: the time-out of collectives is minutes
@@ -25,11 +24,10 @@ SECONDS_BETWEEN_LINES = 60.0
 class WholePool:
     """All unlabeled cases of a run, and the network that predicts them."""
 
-    def __init__(
-        self, folders: Mapping[str, Path], predictor: nnUNetPredictor, write_line: Callable[[str], None]
-    ) -> None:
-        """Take the preprocessed folder of each case, nnU-Net's predictor, and what writes to the run's log."""
-        self.folders = dict(sorted(folders.items()))
+    def __init__(self, images: UnlabeledDataset, predictor: nnUNetPredictor, write_line: Callable[[str], None]) -> None:
+        """Take the cases, nnU-Net's predictor, and what writes to the run's log."""
+        self.images = images
+        self.folders = dict(sorted(images.folders.items()))
         self.predictor = predictor
         self.write_line = write_line
         manager = predictor.label_manager
@@ -62,6 +60,7 @@ class WholePool:
         return done
 
     def _predict_case(self, case: str, predictions: PoolPredictions, before: PoolPredictions | None) -> None:
+        self.images.check(case)
         file, image = image_file(self.folders[case], case), open_image(self.folders[case], case)[:]
         logits = self.predictor.predict_sliding_window_return_logits(torch.from_numpy(image)).cpu()
         labels = self.predictor.label_manager.convert_logits_to_segmentation(logits).numpy().astype(self.type)

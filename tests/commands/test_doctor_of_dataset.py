@@ -1,11 +1,13 @@
 """`nnunet_ssl doctor -d`: what keeps one data set from training, by the names and headers of its files."""
 
+import gzip
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import nibabel
 import pytest
 
 from nnunet_ssl.commands import doctor
@@ -24,7 +26,7 @@ PREPROCESSING = "nnUNetv2_preprocess -d 999 -plans_name nnUNetPlans -c 3d_fullre
 
 @pytest.fixture
 def dataset(tiny_dataset, monkeypatch):
-    """Return a whole data set, its raw files empty: 4 labeled cases, 3 unlabeled ones, two folds."""
+    """Return a whole data set, raw images without voxels, labels empty: 4 labeled cases, 3 unlabeled, two folds."""
     monkeypatch.setattr(DatasetReader, "read_channels", lambda *_: pytest.fail("voxels were read"))
     monkeypatch.setattr(doctor, "CHECKS", ())
     dataset = tiny_dataset()
@@ -32,12 +34,21 @@ def dataset(tiny_dataset, monkeypatch):
     for folder in ("imagesTr", "labelsTr", "imagesUn"):
         (raw / folder).mkdir(parents=True)
     for case in LABELED:
-        (raw / "imagesTr" / f"{case}_0000.nii.gz").touch()
+        write_header(raw / "imagesTr" / f"{case}_0000.nii.gz")
         (raw / "labelsTr" / f"{case}.nii.gz").touch()
     for i in range(3):
         (raw / "imagesUn" / f"unlabeled{i}_0000.nii.gz").touch()
     (raw / "dataset.json").write_text(json.dumps(dataset.case.dataset_json()))
     return dataset
+
+
+def write_header(file: Path, size: tuple[int, ...] = (20, 20, 20), spacing: float = 1.0) -> None:
+    """Write an image file of which only the header is there."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape(size)
+    header.set_zooms([spacing] * len(size))
+    header["magic"] = b"n+1"
+    file.write_bytes(gzip.compress(header.binaryblock))
 
 
 def raw_of(dataset) -> Path:
@@ -97,6 +108,29 @@ def test_nothing_is_changed_by_looking(dataset):
     before = state()
     look()
     assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "words"),
+    [
+        ((20, 20), 1.0, "it is a single slice, and the data set has volumes, of 20 slices as a rule"),
+        ((20, 20, 20, 5), 1.0, "it holds 5 images in one file"),
+        ((20, 20, 20), 0.0, "its header gives no voxel size, but 0 x 0 x 0 mm"),
+    ],
+)
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_labeled_images_of_no_use(dataset, size, spacing, words, is_planned):
+    write_header(raw_of(dataset) / "imagesTr" / "labeled2_0000.nii.gz", size, spacing)
+    if not is_planned:
+        (dataset.folder / "nnUNetPlans.json").unlink()
+    found = {finding.state: finding.remedy for finding in look() if finding.name == "images in imagesTr"}
+    if not is_planned and len(size) == 2:
+        assert found == {}
+        return
+    ((state, remedy),) = found.items()
+    assert state.startswith("1 of no use: labeled2 (")
+    assert words in state
+    assert remedy.endswith("or take these cases out, with their labels")
 
 
 # ---- which data set ----
@@ -210,7 +244,7 @@ def test_an_older_conversion_is_a_note_with_its_remedy(dataset):
 @pytest.mark.parametrize("cases", [["a"], ["a", "b b"], [f"c{i}" for i in range(9)]])
 def test_images_without_label_in_imagestr(dataset, cases):
     for case in cases:
-        (raw_of(dataset) / "imagesTr" / f"{case}_0000.nii.gz").touch()
+        write_header(raw_of(dataset) / "imagesTr" / f"{case}_0000.nii.gz")
     state, remedy = problem()
     assert state.startswith(f"images in imagesTr: {len(cases)} without a label: {cases[0]}")
     assert remedy == f"nnunet_ssl split {NAME} --move-unlabeled"
@@ -270,7 +304,7 @@ def test_channels_that_the_data_set_does_not_have(dataset, folder, numbers):
     case = {"imagesTr": "labeled0", "imagesUn": "unlabeled0"}[folder]
     (raw_of(dataset) / folder / f"{case}_0000.nii.gz").unlink()
     for number in numbers:
-        (raw_of(dataset) / folder / f"{case}_{number:04d}.nii.gz").touch()
+        write_header(raw_of(dataset) / folder / f"{case}_{number:04d}.nii.gz")
     state, remedy = problem()
     assert state.startswith(f"channels in {folder}: {case}: it has {len(numbers)} channel(s), the data set has 1 (MRI)")
     assert "the data set's channels, or take them out" in remedy

@@ -124,7 +124,7 @@ def test_labels_have_one_channel(tmp_path):
 
 def test_images_that_no_network_should_see():
     names = {"channel_names": {"0": "T1", "1": "T2"}}
-    refuse_unusable(np.zeros((2, 3, 3)), names)
+    refuse_unusable(np.arange(18.0).reshape(2, 3, 3), names)
     with pytest.raises(WrongChannelCountError, match=r"it has 3 channel\(s\), the data set has 2 \(T1, T2\)"):
         refuse_unusable(np.zeros((3, 3, 3)), names)
     for value in (np.nan, np.inf):

@@ -11,7 +11,7 @@ from nnunet_ssl.data.json_schemas import Plans, read_if_fit, refuse_unfit
 from nnunet_ssl.data.plans_file import plans_problem, refuse_bad_plans
 from nnunet_ssl.data.preprocessed_images import contents_of
 from nnunet_ssl.data.raw_files import RawDataset, read_dataset_json
-from nnunet_ssl.data.unlabeled_preprocessing import folder_of, read_stamp, state_folder
+from nnunet_ssl.data.stamps import folder_of, read_stamp, state_folder
 from nnunet_ssl.splits.adopting import read_journal
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from tests.conftest import Case, make_trainer

@@ -4,8 +4,9 @@ import shutil
 import pytest
 
 from nnunet_ssl.data.split_file import unlabeled_cases_of_fold
+from nnunet_ssl.data.stamps import folder_of
 from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, twins_warning
-from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, folder_of
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from tests.data.test_unlabeled_preprocessing import write_image
 
 LABELED = {"labeled0", "labeled1", "labeled2"}

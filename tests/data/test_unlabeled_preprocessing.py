@@ -15,7 +15,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.data.in_processes import in_processes
 from nnunet_ssl.data.preprocessed_images import open_image
-from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing, read_stamp, state_folder
+from nnunet_ssl.data.stamps import read_stamp, state_folder
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 
 
 def write_image(file, seed=0, shape=(12, 14, 16), spacing=(1.0, 1.0, 1.0)) -> None:
@@ -139,7 +140,7 @@ def test_truncated_uncompressed_nifti_is_named(job):
     write_image(job.images / "scan0_0000.nii")
     file = job.images / "scan0_0000.nii"
     file.write_bytes(file.read_bytes()[:2000])
-    assert "scan0_0000.nii is cut off or damaged (Expected 10752 bytes" in job.run(1)["scan0"]
+    assert "scan0_0000.nii is cut off or damaged (it has 1648 of the 10752 bytes" in job.run(1)["scan0"]
 
 
 def test_wrong_channel_count_is_told_apart(job):
@@ -149,12 +150,13 @@ def test_wrong_channel_count_is_told_apart(job):
 
 
 @pytest.mark.parametrize("shape", [(2, 12, 14, 16), (3, 12, 14, 16)])
-def test_one_file_with_several_channels_is_told_apart(job, shape):
-    """nnU-Net's preprocessor has its own words for it: list index out of range."""
+def test_one_file_with_several_images_is_left_out(job, shape):
+    """nnU-Net's preprocessor takes them for channels: list index out of range."""
     image = SimpleITK.GetImageFromArray(np.ones(shape, np.float32), isVector=False)
     SimpleITK.WriteImage(image, str(job.images / "scan0_0000.nii.gz"))
-    assert job.run(1) == {"scan0": f"it has {shape[0]} channel(s), the data set has 1 (MRI)"}
-    assert read_stamp(job.preprocessed, "scan0").wrong_channel_count
+    reason = f"it holds {shape[0]} images in one file, as a series over time does: take the one that is wanted"
+    assert job.run(1) == {"scan0": f"scan0_0000.nii.gz: {reason}"}
+    assert not read_stamp(job.preprocessed, "scan0").wrong_channel_count
 
 
 def test_link_to_nowhere_stops_no_other(job):
@@ -164,14 +166,20 @@ def test_link_to_nowhere_stops_no_other(job):
     assert open_image(job.preprocessed, "scan2").shape[0] == 1
 
 
-@pytest.mark.parametrize("fault", [MemoryError(), OSError(errno.ENOSPC, "No space left on device")])
-def test_fault_of_the_machine_is_not_blamed_on_the_image(job, monkeypatch, fault):
+@pytest.mark.parametrize(
+    ("fault", "raised", "words"),
+    [
+        (MemoryError("9 GiB"), RuntimeError, r"scan0 needs more memory than there is \(9 GiB\): try fewer processes"),
+        (OSError(errno.ENOSPC, "No space left on device"), OSError, "No space left on device"),
+    ],
+)
+def test_fault_of_the_machine_is_not_blamed_on_the_image(job, monkeypatch, fault, raised, words):
     def fail(*_, **__):
         raise fault
 
     with monkeypatch.context() as patched:
         patched.setattr(DefaultPreprocessor, "run_case_save", fail)
-        with pytest.raises(type(fault)):
+        with pytest.raises(raised, match=words):
             job.run(1)
     assert job.outdated() == ["scan0", "scan1", "scan2"]
     assert job.run(1) == {}

@@ -9,7 +9,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_ssl.data.loaders import close_loader
 from nnunet_ssl.data.pool_predictions import PoolPredictions, open_round
-from nnunet_ssl.data.preprocessed_images import open_image
+from nnunet_ssl.data.preprocessed_images import UnlabeledDataset, open_image
 from nnunet_ssl.training import whole_pool
 from nnunet_ssl.training.options import parse_options
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
@@ -271,7 +271,7 @@ def test_labels_beyond_a_byte_have_two(tiny_dataset):
     predictor = whole_pool.predictor_for(started(tiny_dataset(dim=2), Undemanding), ())
     for labels, expected in (([0, 255], np.uint8), ([0, 256], np.uint16)):
         predictor.label_manager._all_labels = labels
-        assert WholePool({}, predictor, print).type == expected
+        assert WholePool(UnlabeledDataset({}, Path()), predictor, print).type == expected
 
 
 @pytest.mark.parametrize(("cases", "processes"), [(130, 3), (121, 2), (2, 3), (7, 1)])
