@@ -24,6 +24,7 @@ from nnunet_ssl.training.checkpoints import (
 from nnunet_ssl.training.interruption import Interrupted, signals_interrupt
 from nnunet_ssl.training.last_epoch import LastEpoch
 from nnunet_ssl.training.networks import Networks, bare
+from nnunet_ssl.training.nonfinite import refuse_nonfinite
 from nnunet_ssl.training.observer import Observer
 from nnunet_ssl.training.options import ENVIRONMENT_VARIABLE, allowed_options, check_ranges, of_run
 from nnunet_ssl.training.run_start import RunStart, delete_replaced, refuse_to_replace
@@ -141,6 +142,7 @@ class ResumableTrainer(TwoStreamTrainer):
             self._load_initial_weights(self.init_checkpoint)
         if self.was_resumed and self.current_epoch < self.num_epochs and self.local_rank == 0:
             self._reopen()
+        self.observer.guard(self.logger)
         super().on_train_start()
         if self.replace and not self.was_resumed and self.local_rank == 0:  # only now: the new run can begin
             delete_replaced(self.output_folder)
@@ -195,7 +197,11 @@ class ResumableTrainer(TwoStreamTrainer):
         self.last_epoch.note_written(self.current_epoch + 1)
 
     def _checkpoint(self, epoch: int) -> dict[str, Any]:
-        """Return what a checkpoint after so many epochs holds; it changes with the run."""
+        """Return what a checkpoint after so many epochs holds; it changes with the run.
+
+        Raises:
+            RuntimeError: weights are not finite.
+        """
         rest = {
             "options": self.options,
             **self._split_digests,
@@ -203,8 +209,11 @@ class ResumableTrainer(TwoStreamTrainer):
             "round": dict(self._round),
             "curves": self.observer.curves.values,
         }
+        network = self.networks[self.inference_network()].state_dict()
+        ours = run_state.pack(self.networks, self.state, rest)
+        refuse_nonfinite(network, ours, epoch)
         return {
-            "network_weights": self.networks[self.inference_network()].state_dict(),
+            "network_weights": network,
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
             "logging": self.logger.get_checkpoint(),
@@ -213,7 +222,7 @@ class ResumableTrainer(TwoStreamTrainer):
             "init_args": self.my_init_kwargs,
             "trainer_name": type(self).__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            run_state.KEY: run_state.pack(self.networks, self.state, rest),
+            run_state.KEY: ours,
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
