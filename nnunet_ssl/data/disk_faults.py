@@ -28,13 +28,30 @@ def words_of(error: OSError) -> str:
 
 
 @contextmanager
-def naming(file: Path) -> Iterator[None]:
-    """Let an error of a disk name the file that is being written: most come without a name, or a temporary one."""
+def naming(file: Path, instead_of: Path | None = None) -> Iterator[None]:
+    """Let an error of a disk name the file that is being written, where it names none, or a temporary one.
+
+    Args:
+        file: its final name.
+        instead_of: the temporary folder.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in FAULTS:
+        named = [Path(str(name)) for name in (error.filename, error.filename2) if name is not None]
+        is_temporary = instead_of is not None and any(one.is_relative_to(instead_of) for one in named)
+        if is_fault_of_disk(error) and (is_temporary or not named):
             error.filename, error.filename2 = str(file), None
+        raise
+
+
+@contextmanager
+def blaming_the_disk(folder: Path) -> Iterator[None]:
+    """Let an error of a library that writes into a folder, and does not say why, be that of a full disk where it is."""
+    try:
+        yield
+    except (RuntimeError, ValueError):
+        refuse_full(folder)
         raise
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import nibabel
 import SimpleITK
 
+from nnunet_ssl.data import disk_faults
+
 GIPL_HEADER_BYTES = 256
 CHUNK_BYTES = 1 << 24  # that are unpacked at once
-FAULTS_OF_THE_MACHINE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+FAULTS_OF_THE_MACHINE = (errno.ENOMEM, *disk_faults.FAULTS)
 
 
 def refuse_damaged(file: Path) -> None:

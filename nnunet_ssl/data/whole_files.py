@@ -21,7 +21,7 @@ def replacing(file: Path) -> Iterator[Path]:
         OSError: the disk is full or can only be read; it names the file.
     """
     folder = file.with_name(f".{file.name}.tmp")
-    with naming(file):
+    with naming(file, instead_of=folder):
         if file.exists() and not file.is_file():
             yield file
             return
@@ -30,7 +30,7 @@ def replacing(file: Path) -> Iterator[Path]:
         try:
             yield folder / file.name
             for one in sorted(folder.iterdir(), key=lambda one: one.name == file.name):
-                _sync(one)
+                sync(one)
                 one.replace(file.with_name(one.name))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +70,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         copy(source, target)
 
 
-def _sync(file: Path) -> None:
+def sync(file: Path) -> None:
     """Wait until a file is on the disk: some file systems say only then that there is no room for it."""
     if os.name == "nt":  # Windows does this only through files that are opened for writing
         return
