@@ -184,8 +184,13 @@ class Finished:
         measured = {"uncertainty": asdict(uncertainty), "volumes_ml": volumes_ml}
         self.cases[case] = {"case": case, "marks": marks(self.files[case]), **measured}
         file = self.folder / FINISHED
-        with naming(file), file.open("a") as opened:
-            opened.write(json.dumps(self.cases[case]) + "\n")
+        size = file.stat().st_size
+        try:
+            with naming(file), file.open("a") as opened:
+                opened.write(json.dumps(self.cases[case]) + "\n")
+        except OSError:
+            os.truncate(file, size)
+            raise
 
     def uncertainty(self, case: str) -> "Uncertainty":
         """Return what was measured of a scan that is done."""

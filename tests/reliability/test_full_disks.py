@@ -1,0 +1,121 @@
+"""On a disk that is full at any moment: a sentence, no half of a file, nothing temporary, and then the same result.
+
+The fast form lets a few writes of each verb fail, in this process. The slow ones let each of them fail, and fill a
+small disk that is mounted up to each page that a verb needs, through what libraries write in C, too.
+"""
+
+import collections
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssl.commands.cli import VERBS as ALL_VERBS
+from tests.reliability import situations
+from tests.reliability.full_disk import InjectedFault, in_a_process
+from tests.reliability.whole import content_of, problems_in
+
+FULL = re.compile(r"the disk is full \([\d.]+ MiB free in ")
+ENDS = (1, 2)  # exit codes of what is said in a sentence
+NAMES = [*situations.VERBS, "scans of a demo", "training"]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("written") / "disk"
+    situations.write_all(root)
+    shutil.rmtree(root / "results" / "Dataset999_Tiny" / "nothing", ignore_errors=True)
+    return root
+
+
+@dataclass
+class Trial:
+    """One thing that writes, tried again and again on a disk that is full ever later."""
+
+    name: str
+    written: Path
+    root: Path
+    counts: collections.Counter = field(default_factory=collections.Counter)
+
+    def fresh(self) -> None:
+        for folder in [*self.root.iterdir()] if self.root.exists() else ():
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        shutil.copytree(self.written, self.root, dirs_exist_ok=True)
+        if self.name == "training":
+            shutil.rmtree(self.root / "results")
+            (self.root / "results").mkdir()
+
+    def work(self) -> Callable[[], int]:
+        if self.name in situations.VERBS:
+            return situations.verb(self.name, self.root)
+        of_name = {"training": situations.training, "scans of a demo": situations.scans_of_a_demo}
+        return lambda: of_name[self.name](self.root)
+
+    def run(self, fault: InjectedFault | None = None) -> tuple[int, bool, str]:
+        log = self.root.parent / "said.txt"
+        with situations.variables(self.root):
+            code, came = in_a_process(self.work(), log, fault)
+        return code, came, log.read_text(errors="replace")
+
+    def undisturbed(self) -> dict[str, str]:
+        self.fresh()
+        code, _, said = self.run()
+        assert code in (0, 1), said
+        assert problems_in(self.root) == []
+        self.code = code
+        return content_of(self.root)
+
+    def check(self, at: int, code: int, said: str, expected: dict[str, str], more_space: Callable[[], None]) -> None:
+        """Check what an attempt has left, and that the same words with space do the rest."""
+        where = f"{self.name}, {at}: exit code {code}\n{said[-3000:]}"
+        assert "Traceback" not in said, where
+        assert not problems_in(self.root), (problems_in(self.root), where)
+        if code == self.code:
+            self.counts["went on"] += 1
+        else:
+            assert code in ENDS, where
+            assert FULL.search(said), where
+            self.counts["a sentence"] += 1
+        more_space()
+        again, _, said = self.run()
+        assert again == self.code, f"{where}\nagain: {said[-3000:]}"
+        assert not problems_in(self.root), (problems_in(self.root), where)
+        found = content_of(self.root)
+        assert {*found} == {*expected}, (where, {*found} ^ {*expected})
+        assert [name for name in found if found[name] != expected[name]] == [], where
+        self.counts["the same afterwards"] += 1
+
+
+def attempts(name: str, written: Path, root: Path, numbers: Iterator[int]) -> collections.Counter:
+    """Let the writes of these numbers fail, one after the other, as long as there are such ones."""
+    trial = Trial(name, written, root)
+    expected = trial.undisturbed()
+    for number in numbers:
+        trial.fresh()
+        code, came, said = trial.run(InjectedFault(root, number))
+        if not came:
+            break
+        trial.counts["full"] += 1
+        trial.check(number, code, said, expected, lambda: None)
+    return trial.counts
+
+
+def test_every_verb_is_tried_or_said_to_write_nothing():
+    assert {name.partition(" ")[0] for name in situations.VERBS} | {*situations.NOT_TRIED} == {*ALL_VERBS}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_at_some_writes(name, written, tmp_path):
+    counts = attempts(name, written, tmp_path / "disk", iter((0, 2, 9, 40)))
+    assert counts["full"] == counts["a sentence"] + counts["went on"] == counts["the same afterwards"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_full_at_every_write(name, written, tmp_path):
+    counts = attempts(name, written, tmp_path / "disk", iter(range(10**6)))
+    print(f"{name}: {dict(counts)}")
+    assert counts["full"] == counts["a sentence"] + counts["went on"] == counts["the same afterwards"] > 0
