@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from matplotlib.figure import Figure
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunet_ssl.building_blocks.ellipses import Ellipse
 from nnunet_ssl.commands.cli import main, sentence
 from nnunet_ssl.data.unlabeled_preprocessing import state_folder
+from nnunet_ssl.data.whole_files import replacing
 from nnunet_ssl.demonstration.synthetic_scans import Counts, write_dataset
 from nnunet_ssl.splits.protocols import load_benchmark
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+from nnunet_ssl.training.curves import Curves
 from tests.commands.test_pseudolabel_dataset import LABELED, SCANS, write_case
 from tests.conftest import Case, TinyDataset, draw_no_progress
 from tests.training.test_model_export import finished_run
@@ -89,8 +93,6 @@ def write_all(root: Path) -> None:
     raw = dataset.images_un.parent
     (raw / "dataset.json").write_text(json.dumps(dataset.case.dataset_json()))
     dataset.write_splits([{"train": LABELED[:2], "val": LABELED[2:], "unlabeled": SCANS}])
-    for case in LABELED:
-        shutil.copy(raw / "labelsTr" / f"{case}.nii.gz", dataset.folder / "gt_segmentations")
     with variables(root), pytest.MonkeyPatch.context() as patched:
         draw_no_progress(patched.setattr)
         final = finished_run(dataset, nnUNetTrainerMeanTeacher) / "fold_0" / "checkpoint_final.pth"
@@ -133,6 +135,8 @@ def training(root: Path) -> int:
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 
     nnUNetTrainer.sleep = lambda _seconds: None  # before it tries again to write into a log
+    MetaLogger.plot_progress_png = lambda _, folder: Figure().savefig(Path(folder, "progress.png"), dpi=20)
+    Curves._plot = lambda _, file, title: draw_small(file)
     folder = root / "results" / "Dataset999_Tiny" / "nnUNetTrainerMeanTeacher__nnUNetPlans__3d_fullres" / "fold_0"
     os.environ["nnUNet_ssl_options"] = OPTIONS
     goes_on = (folder / "run_ssl.json").is_file()
@@ -143,6 +147,12 @@ def training(root: Path) -> int:
     trainer.run_training()
     trainer.perform_actual_validation()
     return 0
+
+
+def draw_small(file: Path) -> None:
+    """Draw something in the place of what takes seconds."""
+    with replacing(file) as unfinished:
+        Figure().savefig(unfinished, dpi=20)
 
 
 def scans_of_a_demo(root: Path) -> int:

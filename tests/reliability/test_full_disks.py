@@ -15,7 +15,7 @@ import pytest
 
 from nnunet_ssl.commands.cli import VERBS as ALL_VERBS
 from tests.reliability import situations
-from tests.reliability.full_disk import InjectedFault, in_a_process
+from tests.reliability.full_disk import InjectedFault, MountedDisk, in_a_process
 from tests.reliability.whole import content_of, problems_in
 
 FULL = re.compile(r"the disk is full \([\d.]+ MiB free in ")
@@ -117,5 +117,38 @@ def test_full_at_some_writes(name, written, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_full_at_every_write(name, written, tmp_path):
     counts = attempts(name, written, tmp_path / "disk", iter(range(10**6)))
+    print(f"{name}: {dict(counts)}")
+    assert counts["full"] == counts["a sentence"] + counts["went on"] == counts["the same afterwards"] > 0
+
+
+# ---- a small disk ----
+
+STEP = {"training": 5, "preview": 3, "pseudolabel": 3, "pseudolabel --as-dataset": 5}  # pages; of others every one
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    disk = MountedDisk(tmp_path / "mounted")
+    if reason := disk.mount():
+        pytest.skip(reason)
+    yield disk
+    disk.unmount()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_full_at_every_page(name, written, mounted):
+    trial = Trial(name, written, mounted.place)
+    expected = trial.undisturbed()
+    for pages in range(0, 10**6, STEP.get(name, 1)):
+        mounted.leave_free(None)
+        trial.fresh()
+        mounted.leave_free(pages)
+        code, _, said = trial.run()
+        if code == trial.code and content_of(mounted.place) == expected and "disk is full" not in said:
+            break
+        trial.counts["full"] += 1
+        trial.check(pages, code, said, expected, lambda: mounted.leave_free(None))
+    counts = trial.counts
     print(f"{name}: {dict(counts)}")
     assert counts["full"] == counts["a sentence"] + counts["went on"] == counts["the same afterwards"] > 0

@@ -14,8 +14,9 @@ from PIL import Image
 from nnunet_ssl.data.image_files import refuse_damaged
 
 TEMPORARY = re.compile(r"\.tmp$|\.tmp/|unfinished|\.link$|\.old$|\.probe")
-# What a picture shows, when it was, and what is only remembered may differ.
-NOT_COMPARED = re.compile(r"\.png$|\.log$|training_log|_contents\.json$|audit_|/lock$|debug\.json$|report\.html$")
+# What is only remembered, or tells how a training came to its end.
+LEFT_OUT = re.compile(r"_contents\.json$|audit_|lock$|training_log|debug\.json$|progress|previews/|\.previous\.")
+DIFFERENT = re.compile(r"\.png$|report\.html$")  # each time, with the same words
 DATED = re.compile(r"_until_[\d_-]+")
 
 
@@ -67,15 +68,13 @@ def look_into(file: Path) -> None:
 
 
 def content_of(root: Path) -> dict[str, str]:
-    """Return a digest of each file by its name, and "folder" for folders that hold none of what is compared."""
+    """Return a digest of each file by its name."""
     found = {}
-    for file in sorted(root.rglob("*")):
+    for file in (file for file in sorted(root.rglob("*")) if file.is_file()):
         name = DATED.sub("_until", str(file.relative_to(root)))
-        if file.is_file() and not NOT_COMPARED.search(name):
-            found[name] = hashlib.sha256(_bytes_of(file)).hexdigest()
-        elif file.is_file() and not name.endswith(("lock", "_contents.json")):
-            found[name] = "there"
-    return {name: digest for name, digest in found.items() if "audit_" not in name}
+        if not LEFT_OUT.search(name):
+            found[name] = "" if DIFFERENT.search(name) else hashlib.sha256(_bytes_of(file)).hexdigest()
+    return found
 
 
 def _bytes_of(file: Path) -> bytes:
