@@ -169,5 +169,8 @@ class MountedDisk:
         size = "256m" if pages is None else str(used + pages * PAGE)
         subprocess.run(["mount", "-o", f"remount,size={size}", str(self.place)], check=True)
 
+    def make_read_only(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(self.place)], check=True)
+
     def unmount(self) -> None:
         subprocess.run(["umount", "-l", str(self.place)], check=True)

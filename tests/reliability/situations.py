@@ -3,10 +3,13 @@
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,39 +23,49 @@ from nnunet_ssl.commands.cli import main, sentence
 from nnunet_ssl.data.unlabeled_preprocessing import state_folder
 from nnunet_ssl.data.whole_files import replacing
 from nnunet_ssl.demonstration.synthetic_scans import Counts, write_dataset
+from nnunet_ssl.evaluation import case_pictures
 from nnunet_ssl.splits.protocols import load_benchmark
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunet_ssl.training.curves import Curves
 from tests.commands.test_pseudolabel_dataset import LABELED, SCANS, write_case
-from tests.conftest import Case, TinyDataset, draw_no_progress
+from tests.conftest import DATASET, Case, TinyDataset, draw_no_progress
 from tests.training.test_model_export import finished_run
 
 MODEL = ("-d", "999", "-c", "3d_fullres", "-tr", "nnUNetTrainerMeanTeacher")
 OPTIONS = (
     "num_epochs=2 num_iterations_per_epoch=2 num_val_iterations_per_epoch=1 seed=1 checkpoint_minutes=0 previews=true"
 )
-# The words of a verb; ROOT is the folder of all. After them those that repeat it, where these are others.
-VERBS: dict[str, tuple[list[str], ...]] = {
-    "convert": (["convert", "LA", "-i", "ROOT/source", "-np", "1"],),
-    "split": (["split", "999", "--labeled", "2", "--folds", "1", "--overwrite"],),
-    "split --hide": (["split", "999", "--labeled", "2", "--folds", "1", "--hide", "--overwrite"],),
-    "preprocess": (["preprocess", "-d", "999", "-np", "1"],),
-    "preview": (["preview", *MODEL, "-device", "cpu", "-o", "ROOT/out/preview.png"],),
-    "pseudolabel": (["pseudolabel", *MODEL, "-device", "cpu", "-o", "ROOT/out/pseudo"],),
-    "pseudolabel --as-dataset": (
-        ["pseudolabel", *MODEL, "-device", "cpu", "-o", "ROOT/out/pseudo", "--as-dataset", "127"],
-    ),
-    "adopt": (["adopt", "-d", "999", "scan0"],),
-    "report": (
-        ["report", "-d", "999", "-np", "1", "-o", "ROOT/out/report", "-gt", "ROOT/references"]
-        + ["--predictions", "one=ROOT/predictions", "two=ROOT/references"],
-    ),
-    "export": (["export", *MODEL, "-o", "ROOT/out/model.zip"],),
-    "evaluate": (
-        ["evaluate", "-gt", "ROOT/references", "-pred", "ROOT/predictions", "-np", "1", "-o", "ROOT/out/scores.csv"],
-    ),
-    "hc": (["hc", "-i", "ROOT/masks", "-o", "ROOT/hc.csv"],),
-    "audit": (["audit", "-d", "999"],),
+FOLD = Path("results", DATASET, "nnUNetTrainerMeanTeacher__nnUNetPlans__3d_fullres", "fold_0")
+# The words of a verb; ROOT is the folder of all.
+VERBS: dict[str, list[str]] = {
+    "convert": ["convert", "LA", "-i", "ROOT/source", "-np", "1"],
+    "split": ["split", "999", "--labeled", "2", "--folds", "1", "--overwrite"],
+    "split --hide": ["split", "999", "--labeled", "2", "--folds", "1", "--hide", "--overwrite"],
+    "preprocess": ["preprocess", "-d", "999", "-np", "1"],
+    "preview": ["preview", *MODEL, "-device", "cpu", "-o", "ROOT/out/preview.png"],
+    "pseudolabel": ["pseudolabel", *MODEL, "-device", "cpu", "-o", "ROOT/out/pseudo"],
+    "pseudolabel --as-dataset": [
+        *("pseudolabel", *MODEL, "-device", "cpu", "-o", "ROOT/out/pseudo", "--as-dataset", "127"),
+    ],
+    "adopt": ["adopt", "-d", "999", "scan0"],
+    "report": [
+        *["report", "-d", "999", "-np", "1", "-o", "ROOT/out/report", "-gt", "ROOT/references"],
+        *("--predictions", "one=ROOT/predictions", "two=ROOT/references"),
+    ],
+    "export": ["export", *MODEL, "-o", "ROOT/out/model.zip"],
+    "evaluate": [
+        "evaluate",
+        "-gt",
+        "ROOT/references",
+        "-pred",
+        "ROOT/predictions",
+        "-np",
+        "1",
+        "-o",
+        "ROOT/out/scores.csv",
+    ],
+    "hc": ["hc", "-i", "ROOT/masks", "-o", "ROOT/hc.csv"],
+    "audit": ["audit", "-d", "999"],
 }
 # What verbs import when they run, imported here once: each attempt is a process that is forked.
 for module in (
@@ -125,8 +138,13 @@ def variables(root: Path):
 
 def verb(name: str, root: Path) -> Callable[[], int]:
     """Return a verb with its words."""
-    words = [word.replace("ROOT", str(root)) for word in VERBS[name][0]]
-    return lambda: main(words)
+    words = [word.replace("ROOT", str(root)) for word in VERBS[name]]
+
+    def run() -> int:
+        case_pictures.previews = lambda *_: {}  # which take most of a report's time, and are in its page
+        return main(words)
+
+    return run
 
 
 def training(root: Path) -> int:
@@ -135,11 +153,11 @@ def training(root: Path) -> int:
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 
     nnUNetTrainer.sleep = lambda _seconds: None  # before it tries again to write into a log
+    multiprocessing.get_context = lambda _: SimpleNamespace(Pool=ThreadPool)  # for nnU-Net's validation
     MetaLogger.plot_progress_png = lambda _, folder: Figure().savefig(Path(folder, "progress.png"), dpi=20)
     Curves._plot = lambda _, file, title: draw_small(file)
-    folder = root / "results" / "Dataset999_Tiny" / "nnUNetTrainerMeanTeacher__nnUNetPlans__3d_fullres" / "fold_0"
     os.environ["nnUNet_ssl_options"] = OPTIONS
-    goes_on = (folder / "run_ssl.json").is_file()
+    goes_on = (root / FOLD / "run_ssl.json").is_file()
     device = torch.device("cpu")
     name = "nnUNetTrainerMeanTeacher"
     trainer = get_trainer_from_args("999", "3d_fullres", 0, name, continue_training=goes_on, device=device)

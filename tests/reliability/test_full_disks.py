@@ -27,7 +27,6 @@ NAMES = [*situations.VERBS, "scans of a demo", "training"]
 def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("written") / "disk"
     situations.write_all(root)
-    shutil.rmtree(root / "results" / "Dataset999_Tiny" / "nothing", ignore_errors=True)
     return root
 
 
@@ -46,7 +45,7 @@ class Trial:
         shutil.copytree(self.written, self.root, dirs_exist_ok=True)
         if self.name == "training":
             shutil.rmtree(self.root / "results")
-            (self.root / "results").mkdir()
+            (self.root / situations.FOLD).mkdir(parents=True)  # or nnU-Net makes it, before anything of ours runs
 
     def work(self) -> Callable[[], int]:
         if self.name in situations.VERBS:
@@ -107,9 +106,9 @@ def test_every_verb_is_tried_or_said_to_write_nothing():
     assert {name.partition(" ")[0] for name in situations.VERBS} | {*situations.NOT_TRIED} == {*ALL_VERBS}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "pseudolabel"])  # the data set needs it, too
 def test_full_at_some_writes(name, written, tmp_path):
-    counts = attempts(name, written, tmp_path / "disk", iter((0, 2, 9, 40)))
+    counts = attempts(name, written, tmp_path / "disk", iter((20,) if name == "training" else (1, 10)))
     assert counts["full"] == counts["a sentence"] + counts["went on"] == counts["the same afterwards"] > 0
 
 
@@ -123,7 +122,7 @@ def test_full_at_every_write(name, written, tmp_path):
 
 # ---- a small disk ----
 
-STEP = {"training": 5, "preview": 3, "pseudolabel": 3, "pseudolabel --as-dataset": 5}  # pages; of others every one
+STEP = {"training": 16, "preview": 3, "pseudolabel": 3, "pseudolabel --as-dataset": 5}  # pages; of others every one
 
 
 @pytest.fixture
@@ -152,3 +151,19 @@ def test_full_at_every_page(name, written, mounted):
     counts = trial.counts
     print(f"{name}: {dict(counts)}")
     assert counts["full"] == counts["a sentence"] + counts["went on"] == counts["the same afterwards"] > 0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "training"])  # nnU-Net writes before it is ours
+def test_on_a_disk_that_can_only_be_read(name, written, mounted):
+    trial = Trial(name, written, mounted.place)
+    trial.fresh()
+    before = content_of(mounted.place)
+    mounted.make_read_only()
+    code, _, said = trial.run()
+    assert "Traceback" not in said, said
+    assert content_of(mounted.place) == before
+    if name == "audit":  # what it remembers is all that it writes
+        assert code in (0, 1), said
+    else:
+        assert code == 2, said
+        assert re.search("can only be read|cannot be written to", said), said
