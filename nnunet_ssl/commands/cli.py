@@ -8,6 +8,7 @@ import traceback
 from contextlib import suppress
 
 import nnunet_ssl
+from nnunet_ssl.data.disk_faults import is_fault_of_disk, words_of
 
 VERBS = {
     "demo": "see in minutes what it does, on synthetic scans",
@@ -88,6 +89,8 @@ def refuse_odd_variables() -> None:
 
 def sentence(error: Exception) -> str:
     """Return what an error says on one line; of one of the operating system the file and what is wrong with it."""
+    if is_fault_of_disk(error):
+        return words_of(error)
     if not isinstance(error, OSError) or error.filename is None:
         return " ".join(str(error).split())
     files = " and ".join(str(file) for file in (error.filename, error.filename2) if file is not None)

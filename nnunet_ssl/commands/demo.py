@@ -57,9 +57,9 @@ def run(options: argparse.Namespace) -> int:
         predict_and_score(stages, trainer, device)
 
     comparison = Comparison.read(stages.raw, stages.model_folders(trainers), stages.predictions(trainers))
+    print(f"\n{comparison.text()}\n")
     picture = folder / PICTURE
     draw(comparison, picture)
-    print(f"\n{comparison.text()}\n")
     print(f"all stages: {clock(sum(stages.seconds))}")
     print(f"picture: {picture}")
     print(f"curves of the semi-supervised training: {stages.curves(trainers[1])}")
@@ -174,8 +174,8 @@ def wait(process: subprocess.Popen, log: Path, start: float) -> None:
 
 def prepare(stages: Stages, seed: int) -> None:
     """Write the scans, let nnU-Net plan and preprocess, and add the small configuration to its plans."""
-    from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
-
+    from nnunet_ssl.data.preprocessed_images import write_json_atomically
+    from nnunet_ssl.data.raw_files import read_json_file
     from nnunet_ssl.demonstration.synthetic_scans import Counts, write_dataset
 
     start = time.monotonic()
@@ -183,7 +183,7 @@ def prepare(stages: Stages, seed: int) -> None:
     write_dataset(stages.raw, Counts(LABELED, UNLABELED, HELD_OUT), seed)
     stages.finished(start)
     stages.run("nnUNetv2_plan_and_preprocess", "-d", DATASET_ID, "-c", "3d_fullres")
-    plans = load_json(str(stages.plans()))
+    plans = read_json_file(stages.plans())
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
     arch_kwargs = architecture["arch_kwargs"]
     features = [count // FEATURES_DIVIDED_BY for count in arch_kwargs["features_per_stage"]]
@@ -192,13 +192,19 @@ def prepare(stages: Stages, seed: int) -> None:
         "batch_size": 2,
         "architecture": architecture | {"arch_kwargs": arch_kwargs | {"features_per_stage": features}},
     }
-    save_json(plans, str(stages.plans()), sort_keys=False)
+    write_json_atomically(plans, stages.plans(), indent=4)
 
 
 def predict_and_score(stages: Stages, trainer: str, device: str) -> None:
     """Predict the held-out scans, and let nnU-Net compare them with their references."""
+    from nnunet_ssl.data.disk_faults import blaming_the_disk, naming
+    from nnunet_ssl.data.image_files import refuse_damaged
+
     prediction = str(stages.predictions([trainer])[trainer])
     model = ("-d", DATASET_ID, "-c", CONFIGURATION, "-f", "0", "-tr", trainer)
     stages.run("nnUNetv2_predict", "-i", str(stages.raw / "imagesTs"), "-o", prediction, *model, "-device", device)
+    for file in Path(prediction).glob("*.nii.gz"):
+        with naming(file), blaming_the_disk(file.parent):
+            refuse_damaged(file)  # nnU-Net does not notice on a full disk that it writes half of one
     files = ("-djfile", f"{prediction}/dataset.json", "-pfile", f"{prediction}/plans.json")
     stages.run("nnUNetv2_evaluate_folder", str(stages.raw / "labelsTs"), prediction, *files)

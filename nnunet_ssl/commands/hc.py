@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure every mask; return 1 if there is one without an ellipse, which is named."""
     from nnunet_ssl.data.dataset_reader import DatasetReader, ending_in
     from nnunet_ssl.data.raw_files import files_in, some
+    from nnunet_ssl.data.whole_files import replacing
     from nnunet_ssl.evaluation.cells import csv_row
 
     folder = Path(options.i)
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         rows.append([name, *head.columns()])
     if len(faults) == len(files):
         raise faults[0]
-    with open(options.o, "w", newline="") as opened:
+    with replacing(Path(options.o)) as unfinished, unfinished.open("w", newline="") as opened:
         csv.writer(opened).writerows(map(csv_row, [COLUMNS, *rows]))
     print(f"{options.o}: {len(files) - len(problems)} of {len(files)} masks measured")
     if divided:

@@ -141,14 +141,15 @@ class Finished:
             ValueError: the folder holds something else, or predictions of another model.
         """
         from nnunet_ssl.data.json_schemas import Predicted, parsed, refuse_unfit
+        from nnunet_ssl.data.whole_files import replacing
 
         model = [checkpoint.parent.parent.name, checkpoint.parent.name, checkpoint.name, *marks([checkpoint])]
         file = folder / FINISHED
         if not file.is_file():
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise ValueError(f"{folder} is not empty: name a new folder with -o")
-            folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(model) + "\n")
+            with replacing(file) as unfinished:
+                unfinished.write_text(json.dumps(model) + "\n")
             return cls(folder, files, {})
         lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
         try:
@@ -159,7 +160,8 @@ class Finished:
             raise ValueError(f"{file} is damaged: name a new folder with -o ({error})") from None
         if entries[:1] != [model]:
             raise ValueError(f"{folder} holds the predictions of another model: name a new folder with -o")
-        file.write_text("".join(lines))  # without half a line, after a power cut
+        with replacing(file) as unfinished:
+            unfinished.write_text("".join(lines))  # without half a line, after a power cut or on a full disk
         return cls(folder, files, {entry["case"]: entry for entry in entries[1:]})
 
     def forget_what_is_gone(self, ending: str) -> None:
@@ -177,10 +179,18 @@ class Finished:
 
     def add(self, case: str, uncertainty: "Uncertainty", volumes_ml: dict[str, float]) -> None:
         """Note that a scan is done."""
+        from nnunet_ssl.data.disk_faults import naming
+
         measured = {"uncertainty": asdict(uncertainty), "volumes_ml": volumes_ml}
         self.cases[case] = {"case": case, "marks": marks(self.files[case]), **measured}
-        with (self.folder / FINISHED).open("a") as opened:
-            opened.write(json.dumps(self.cases[case]) + "\n")
+        file = self.folder / FINISHED
+        size = file.stat().st_size
+        try:
+            with naming(file), file.open("a") as opened:
+                opened.write(json.dumps(self.cases[case]) + "\n")
+        except OSError:
+            os.truncate(file, size)
+            raise
 
     def uncertainty(self, case: str) -> "Uncertainty":
         """Return what was measured of a scan that is done."""
@@ -190,12 +200,13 @@ class Finished:
 
     def write_ranking(self) -> list[str]:
         """Write the ranking of what is done and return the cases in its order."""
+        from nnunet_ssl.data.whole_files import replacing
         from nnunet_ssl.evaluation.cells import csv_row
         from nnunet_ssl.evaluation.label_priority import priority
 
         found = {case: self.uncertainty(case) for case in self.files if case in self.cases}
         order = priority(found)
-        with (self.folder / RANKING).open("w", newline="") as opened:
+        with replacing(self.folder / RANKING) as unfinished, unfinished.open("w", newline="") as opened:
             writer = csv.writer(opened)
             structures = list(self.cases[order[0]]["volumes_ml"]) if order else []
             columns = [f"{kind}_{name}" for name in structures for kind in ("confidence", "volume_ml")]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnunet_ssl.conversion.cases import Role
 from nnunet_ssl.conversion.raw_dataset import left_out
+from nnunet_ssl.data.disk_faults import is_fault_of_disk, words_of
 
 
 def conversion_parser(name: str, description: str | None, dataset_id: int) -> argparse.ArgumentParser:
@@ -43,7 +44,10 @@ def run_conversion(
             raise ValueError(f"-np is a number of processes, at least 1, got {options.num_processes}")
         folder = convert(**vars(options))
     except (ValueError, OSError) as error:
-        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        named = isinstance(error, OSError) and error.filename
+        reason = (
+            words_of(error) if is_fault_of_disk(error) else f"{error.filename}: {error.strerror}" if named else error
+        )
         print(f"{parser.prog}: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

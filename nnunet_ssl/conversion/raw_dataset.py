@@ -17,7 +17,9 @@ from nnunetv2.dataset_conversion.generate_dataset_json import generate_dataset_j
 
 from nnunet_ssl.conversion.cases import Case, Fault, Role
 from nnunet_ssl.conversion.checks import check_images, check_labels
+from nnunet_ssl.data.disk_faults import naming
 from nnunet_ssl.data.image_files import fault_of_the_machine
+from nnunet_ssl.data.image_writing import write_image
 from nnunet_ssl.data.in_processes import in_processes
 from nnunet_ssl.data.json_schemas import read_if_fit
 from nnunet_ssl.data.older_conversions import CONVERTED_BY
@@ -192,16 +194,22 @@ def staged(folder: Path) -> Iterator[Path]:
     """Give a folder to write into, which takes the place of `folder` at the end, and is removed on any error."""
     staging, old = folder.with_name(f".{folder.name}.unfinished"), set_aside(folder)
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if folder.exists():
+    with naming(folder):
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                folder.rename(old)
+            try:
+                staging.rename(folder)
+            except OSError:
+                if old.exists() and not folder.exists():
+                    old.rename(folder)
+                raise
             shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        staging.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def convert_all(
@@ -255,12 +263,3 @@ def reason_of(error: Exception, source: Path) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or source}: {error.strerror}"
     return f"{source}: {str(error).strip().splitlines()[-1]}"
-
-
-def write_image(image: SimpleITK.Image, file: Path) -> None:
-    """Write an image; an OSError names the file when that cannot be done."""
-    file.parent.mkdir(exist_ok=True)
-    try:
-        SimpleITK.WriteImage(image, str(file))
-    except RuntimeError as error:
-        raise OSError(f"{file} cannot be written: {str(error).strip().splitlines()[-1]}") from error

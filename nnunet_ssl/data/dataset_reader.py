@@ -21,6 +21,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunet_ssl.data.image_bytes import in_plain_words
 from nnunet_ssl.data.image_files import fault_of_the_machine, refuse_damaged
+from nnunet_ssl.data.image_writing import whole_image
 from nnunet_ssl.data.raw_files import RawDataset, channel_names, files_in, read_json_file, sidecar
 
 FLAT = 1e-5  # the difference of values that counts as none, as a share of the largest value; ours
@@ -170,8 +171,13 @@ class DatasetReader:
         return self._with_space(np.broadcast_to(np.int8(0), shape), properties, files[0])
 
     def write_labels(self, labels: np.ndarray, file: Path, properties: dict) -> None:
-        """Write labels `(*spatial)` of three axes in the data set's format, as nnU-Net does."""
-        self.reader.write_seg(labels, str(file), properties)
+        """Write labels `(*spatial)` of three axes in the data set's format, as nnU-Net does, but whole or not at all.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        with whole_image(file) as unfinished:
+            self.reader.write_seg(labels, str(unfinished), properties)
 
     def _with_space(self, array: np.ndarray, properties: dict, file: Path, is_label: bool = False) -> Voxels:
         spacing = tuple(float(value) for value in properties["spacing"])

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import SimpleITK
 
+from nnunet_ssl.data import disk_faults
 from nnunet_ssl.data.image_bytes import in_plain_words, voxels_are_finite
 
-FAULTS_OF_THE_MACHINE = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+FAULTS_OF_THE_MACHINE = (errno.ENOMEM, *disk_faults.FAULTS)
 
 
 def refuse_damaged(file: Path) -> bool:

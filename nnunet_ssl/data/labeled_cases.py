@@ -13,8 +13,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.data.checksums import PreprocessedFiles
 from nnunet_ssl.data.dataset_names import id_of
+from nnunet_ssl.data.disk_faults import blaming_the_disk, naming
 from nnunet_ssl.data.raw_files import some
 from nnunet_ssl.data.stamps import folder_of, state_folder
+from nnunet_ssl.data.whole_files import sync
 
 PICKLE_END = b"."  # the last byte of every pickle file
 DAMAGE = (FileNotFoundError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile)
@@ -98,13 +100,18 @@ def preprocess_labeled(
     settings = plans.get_configuration(configuration)
     unfinished = folder.with_name(f"{folder.name}_unfinished")  # beside it: nnU-Net takes its format from its listing
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
     preprocessor = settings.preprocessor_class(verbose=False)
     files = [str(file) for file in images]
-    preprocessor.run_case_save(str(unfinished / case), files, str(label), plans, settings, dataset_json)
-    for file in sorted(unfinished.iterdir(), key=lambda file: file.name == f"{case}.b2nd"):  # which is what is listed
-        file.replace(folder / file.name)
-    unfinished.rmdir()
+    try:
+        with naming(folder / case, instead_of=unfinished), blaming_the_disk(unfinished):
+            unfinished.mkdir()
+            preprocessor.run_case_save(str(unfinished / case), files, str(label), plans, settings, dataset_json)
+            for file in unfinished.iterdir():
+                sync(file)
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == f"{case}.b2nd"):  # which nnU-Net lists
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     labeled_files(folder, plans.dataset_name, plans.plans_name, configuration).forget(case)
 
 

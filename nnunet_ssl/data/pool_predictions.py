@@ -4,7 +4,6 @@ They lie in the folder of a training, `pool_predictions/epoch_0400/CASE.b2nd`. `
 were made by, so that those of another round or run are never taken for this one's.
 """
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ import numpy as np
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
+from nnunet_ssl.data.disk_faults import blaming_the_disk
 from nnunet_ssl.data.preprocessed_images import Image, open_array, read_json, write_json_atomically
+from nnunet_ssl.data.whole_files import replacing
 
 MOST_LOCATIONS = 1000  # of each class, to draw patches around; nnU-Net keeps 10 000 and more, of labels that stay
 ROUND = "round.json"
@@ -62,19 +63,16 @@ class PoolPredictions:
             changes: how much it has changed from each round to the next one so far.
         """
         blocks, chunks = comp_blosc2_params((1, *labels.shape), patch_size, labels.itemsize)
-        unfinished = self.folder / f"{case}.b2nd.{os.getpid()}.tmp"
-        unfinished.unlink(missing_ok=True)
-        shape = {"chunks": chunks[1:], "blocks": blocks[1:]}
-        array = blosc2.asarray(labels, urlpath=str(unfinished), **shape, cparams={"clevel": 5, "nthreads": 1})
-        array.schunk.vlmeta[NOTES] = {
+        notes = {
             "image": _mark(image_file),
             "locations": [found.tobytes() for found in _locations(labels, classes)],
             "changes": np.array(changes, float).tobytes(),  # a list that may be empty: blosc2 3.3 cannot read such ones
         }
-        del array
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(self._file(case))
+        shape = {"chunks": chunks[1:], "blocks": blocks[1:]}
+        with replacing(self._file(case)) as unfinished, blaming_the_disk(unfinished.parent):
+            array = blosc2.asarray(labels, urlpath=str(unfinished), **shape, cparams={"clevel": 5, "nthreads": 1})
+            array.schunk.vlmeta[NOTES] = notes
+            del array
 
     def labels(self, case: str) -> Image:
         """Open the label map (*spatial) of a case for reading in parts."""
@@ -118,7 +116,7 @@ def begin_round(root: Path, made_by: Mapping[str, Any], before: Mapping[str, Any
     predictions = PoolPredictions(_folder_of(root, made_by))
     write_json_atomically(dict(made_by), predictions.folder / ROUND)
     for unfinished in predictions.folder.glob("*.tmp"):  # of a run that was killed
-        unfinished.unlink()
+        shutil.rmtree(unfinished)
     return predictions
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from typing_extensions import TypedDict
 
+from nnunet_ssl.data.disk_faults import naming
 from nnunet_ssl.data.json_schemas import parsed, read_if_fit
 
 if TYPE_CHECKING:
@@ -186,13 +187,14 @@ def read_json(file: Path) -> dict | None:
 
 def write_json_atomically(content: dict | list, file: Path, indent: int = 1) -> None:
     """Write a json file so that a reader finds the old or the new one, after a power cut too."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w") as opened:
-            opened.write(json.dumps(content, indent=indent))
-            opened.flush()
-            os.fsync(opened.fileno())
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with naming(file, instead_of=unfinished):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("w") as opened:
+                opened.write(json.dumps(content, indent=indent))
+                opened.flush()
+                os.fsync(opened.fileno())
+            unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)

@@ -19,12 +19,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.data.checksums import DamagedCaseError, PreprocessedFiles, checksum_of
 from nnunet_ssl.data.dataset_reader import NOT_FINITE, DatasetReader, WrongChannelCountError, refuse_unusable
+from nnunet_ssl.data.disk_faults import blaming_the_disk, naming
 from nnunet_ssl.data.image_files import fault_of_the_machine, refuse_damaged
 from nnunet_ssl.data.image_fit import refuse_unfit
 from nnunet_ssl.data.in_processes import in_processes
 from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, write_json_atomically
 from nnunet_ssl.data.raw_files import channel_names, channel_problem, unlabeled_images, unused_files, with_sidecars
 from nnunet_ssl.data.stamps import Mark, Stamp, checksums_of, mark_of, quick_mark, read_stamp, stamp_file, state_folder
+from nnunet_ssl.data.whole_files import sync
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,10 @@ def _preprocess_case(job: UnlabeledPreprocessing, named: tuple[str, list[Path]])
     marks: list[Mark] = []
     try:
         marks = [mark_of(file) for file in with_sidecars(files)]
-        content = _preprocess_into(temporary, job, case, files)
+        with naming(job.preprocessed / case, instead_of=temporary), blaming_the_disk(temporary):
+            content = _preprocess_into(temporary, job, case, files)
+            for file in temporary.iterdir():
+                sync(file)
         checksums = {file.name: checksum_of(file) for file in sorted(temporary.iterdir())}
         # The image last: its presence is what makes nnU-Net list a case.
         for file in sorted(temporary.iterdir(), key=lambda file: file.name == f"{case}.b2nd"):

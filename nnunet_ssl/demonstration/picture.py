@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK
 from matplotlib.figure import Figure
 
+from nnunet_ssl.data.whole_files import replacing
 from nnunet_ssl.demonstration.comparison import Comparison
 from nnunet_ssl.pictures.overlay import draw_overlay, fullest_slice, legend_entries
 
@@ -29,7 +30,8 @@ def draw(comparison: Comparison, file: Path) -> None:
         draw_case([axes[name] for name in shown], comparison)
         draw_epochs(axes["epochs"], comparison)
         draw_scans(axes["scans"], comparison)
-        figure.savefig(file, dpi=110)
+        with replacing(file) as unfinished:
+            figure.savefig(unfinished, dpi=110)
 
 
 def draw_case(axes: list["Axes"], comparison: Comparison) -> None:

@@ -8,6 +8,9 @@ import numpy as np
 import SimpleITK
 from scipy.ndimage import gaussian_filter
 
+from nnunet_ssl.data.image_writing import write_image
+from nnunet_ssl.data.whole_files import replacing
+
 SHAPE = (16, 40, 40)
 SPACING_MM = (3.0, 1.5, 1.5)
 LABELS = {"background": 0, "organ": 1, "second": 2}
@@ -72,12 +75,12 @@ def write_dataset(folder: Path, counts: Counts, seed: int) -> None:
         "file_ending": ".nii.gz",
         "description": f"Synthetic scans written by nnunet_ssl demo, seed {seed}",
     }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=1))
+    with replacing(folder / "dataset.json") as unfinished:
+        unfinished.write_text(json.dumps(description, indent=1))
 
 
 def write_nifti(voxels: np.ndarray, file: Path) -> None:
     """Write voxels `(Z, Y, X)` with the spacing of these scans."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     image = SimpleITK.GetImageFromArray(voxels)
     image.SetSpacing(SPACING_MM[::-1])
-    SimpleITK.WriteImage(image, str(file))
+    write_image(image, file)

@@ -11,6 +11,7 @@ import numpy as np
 from nnunet_ssl.data.dataset_reader import Voxels
 from nnunet_ssl.data.in_processes import in_processes
 from nnunet_ssl.data.raw_files import files_in, some, unused_files
+from nnunet_ssl.data.whole_files import replacing
 from nnunet_ssl.evaluation.cells import csv_cells
 from nnunet_ssl.evaluation.metrics import Hausdorff95, Metrics, compute_metrics
 from nnunet_ssl.evaluation.structures import Structures
@@ -143,8 +144,7 @@ def shown(values: np.ndarray) -> str:
 
 def write_csv(rows: Sequence[Row], file: Path) -> None:
     """Write one line for each structure of each case."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as opened:
+    with replacing(file) as unfinished, unfinished.open("w", newline="") as opened:
         writer = csv.DictWriter(opened, COLUMNS)
         writer.writeheader()
         for row in rows:

@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
+from nnunet_ssl.data.whole_files import replacing
 from nnunet_ssl.evaluation.cells import csv_cells
 from nnunet_ssl.evaluation.comparison import Comparison
 from nnunet_ssl.evaluation.folders import COLUMNS
@@ -37,12 +38,12 @@ def write_report(
     warnings: list[str],
 ) -> Path:
     """Write report.html, report.csv with every prediction, and report.tex with the first table; return the page."""
-    folder.mkdir(parents=True, exist_ok=True)
     template = files("nnunet_ssl.evaluation").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     page = environment.from_string(template).render(title=title, warnings=warnings, tables=tables, figures=pictures)
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    with (folder / "report.csv").open("w", newline="", encoding="utf-8") as opened:
+    with replacing(folder / "report.html") as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+    with replacing(folder / "report.csv") as unfinished, unfinished.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, ["dataset", "trainer", "training", "patient", *COLUMNS])
         writer.writeheader()
         for one in comparisons:
@@ -50,7 +51,8 @@ def write_report(
                 for (training, case), rows in predictions.items():
                     whose = {"trainer": trainer, "training": training, "patient": one.patients[case]}
                     writer.writerows(csv_cells({"dataset": one.dataset} | whose | row.cells()) for row in rows)
-    (folder / "report.tex").write_text(latex(tables[0]), encoding="utf-8")
+    with replacing(folder / "report.tex") as unfinished:
+        unfinished.write_text(latex(tables[0]), encoding="utf-8")
     return folder / "report.html"
 
 

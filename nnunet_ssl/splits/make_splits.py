@@ -13,6 +13,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_ssl.data.preprocessed_images import read_json, write_json_atomically
 from nnunet_ssl.data.raw_files import some
+from nnunet_ssl.data.whole_files import copy
 from nnunet_ssl.splits.protocols import Benchmark
 
 SINGLE_FOLD_OF = 5  # a split of one fold is the first of so many
@@ -244,11 +245,16 @@ def write_splits(file: Path, splits: Sequence[Split], overwrite: bool = False) -
 
 def replace_folds(file: Path, folds: Sequence[Mapping[str, Any]]) -> Path | None:
     """Write the folds of splits_final.json; return where a copy of other ones that it replaces was put, if any."""
-    copy = None
+    before = None
     if file.exists():
         if read_json(file) == folds:
             return None
-        copy = file.with_name(f"{file.stem}_until_{datetime.now():%Y-%m-%d_%H%M%S}.json")
-        copy.write_bytes(file.read_bytes())
-    write_json_atomically(list(folds), file)
-    return copy
+        before = file.with_name(f"{file.stem}_until_{datetime.now():%Y-%m-%d_%H%M%S}.json")
+        copy(file, before)
+    try:
+        write_json_atomically(list(folds), file)
+    except OSError:
+        if before is not None:
+            before.unlink()
+        raise
+    return before

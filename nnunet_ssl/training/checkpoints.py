@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from nnunet_ssl.data.disk_faults import blaming_the_disk, naming
 from nnunet_ssl.training.plain_values import plain_values
 from nnunet_ssl.training.safe_loading import CodeInFileError, DamagedFileError, load_without_code
 
@@ -53,16 +54,21 @@ def save_atomically(checkpoint: dict, filename: str | Path) -> None:
 
     Raises:
         TypeError: it holds something that could not be loaded again.
+        OSError: it cannot be written.
     """
     filename, checkpoint = Path(filename), plain_values(checkpoint)
     unfinished = filename.with_name(f"{filename.name}.tmp")
-    with unfinished.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if filename.exists():
-        _keep_as_previous(filename)
-    unfinished.replace(filename)
+    try:
+        with naming(filename, instead_of=unfinished), blaming_the_disk(filename.parent):
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if filename.exists():
+                _keep_as_previous(filename)
+            unfinished.replace(filename)
+    finally:
+        unfinished.unlink(missing_ok=True)
     _sync_folder(filename.parent)
 
 
@@ -174,11 +180,13 @@ def _keep_as_previous(filename: Path) -> None:
     link = filename.with_name(f"{filename.name}.link")
     link.unlink(missing_ok=True)
     try:
-        os.link(filename, link)
-    except OSError:  # some network and removable file systems have no hard links
-        shutil.copyfile(filename, link)
-    link.replace(previous_checkpoint(filename))
-    link.unlink(missing_ok=True)  # replacing one link to a file by another of the same file leaves both
+        try:
+            os.link(filename, link)
+        except OSError:  # some network and removable file systems have no hard links
+            shutil.copyfile(filename, link)
+        link.replace(previous_checkpoint(filename))
+    finally:
+        link.unlink(missing_ok=True)  # replacing one link to a file by another of the same file leaves both
 
 
 def _sync_folder(folder: Path) -> None:

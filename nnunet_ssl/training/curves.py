@@ -5,13 +5,17 @@ nnU-Net's own logger refuses names it does not know, so these have a store of th
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import SymmetricalLogLocator
+
+from nnunet_ssl.data.whole_files import replacing
 
 matplotlib.use("agg")
 
@@ -47,7 +51,7 @@ class Curves:
     def write_csv(self, file: Path) -> None:
         """Write one line for each epoch, one column for each curve."""
         names = sorted(self.values)
-        with file.open("w", newline="") as opened:
+        with replacing(file) as unfinished, unfinished.open("w", newline="") as opened:
             writer = csv.writer(opened)
             writer.writerow(["epoch", *names])
             for epoch, row in enumerate(zip(*(self.values[name] for name in names), strict=True)):
@@ -69,7 +73,8 @@ class Curves:
             self._draw(axis, name, unit, curves)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
-        figure.savefig(file, dpi=100)
+        with replacing(file) as unfinished:
+            figure.savefig(unfinished, dpi=100)
 
     def _panels(self) -> list[tuple[str, str, list[str]]]:
         """Return title, unit and curves of each panel that has some; each curve is in one of them."""
@@ -101,3 +106,19 @@ class Curves:
         axis.grid(alpha=0.3)
         if names not in (["learning_rate"], ["step_seconds"]):
             axis.legend(fontsize="small")
+
+
+def draw_progress(plot: Callable[[str], None], file: Path) -> None:
+    """Let nnU-Net draw its picture, so that it appears whole or not at all, and leaves no figure in memory.
+
+    Args:
+        plot: draws into a folder.
+        file: progress.png, which is how nnU-Net calls it.
+    """
+    before = {*plt.get_fignums()}
+    try:
+        with replacing(file) as unfinished:
+            plot(str(unfinished.parent))
+    finally:
+        for figure in {*plt.get_fignums()} - before:
+            plt.close(figure)

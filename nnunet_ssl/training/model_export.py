@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.second_network import other_architecture
 from nnunet_ssl.data.raw_files import read_json_file
+from nnunet_ssl.data.whole_files import replacing
 from nnunet_ssl.training.checkpoints import load_model
 
 # What nnU-Net's prediction reads of dataset.json. Anything else may name cases, people or places.
@@ -102,15 +103,8 @@ def export_model(
     description = {key: content[key] for key in DATASET_KEYS if key in content}
     configuration = model.name.rpartition("__")[2]
     trained = TrainedModel(dataset, configuration, read_json_file(model / "plans.json"), description)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f"{target.name}.tmp")
-    try:
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as opened:
-            written = write_models(opened, trained, files, names, ensemble)
-        unfinished.replace(target)
-        return written
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(target) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as opened:
+        return write_models(opened, trained, files, names, ensemble)
 
 
 def write_models(

@@ -1,10 +1,11 @@
 """What is seen of a run: the numbers of each step, the curves over epochs, warnings, pictures and a progress bar."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from torch import Tensor
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace
@@ -14,8 +15,11 @@ from nnunet_ssl.building_blocks.pseudo_label_statistics import (
     pseudo_label_statistics,
     usual_share,
 )
-from nnunet_ssl.training.curves import SECONDS, Curves
+from nnunet_ssl.data.disk_faults import is_fault_of_disk, words_of
+from nnunet_ssl.training.curves import SECONDS, Curves, draw_progress
 from nnunet_ssl.training.epoch_progress import EpochProgress
+from nnunet_ssl.training.nonfinite import Suspects
+from nnunet_ssl.training.step import Outcome
 
 OBSERVE_EVERY = 25  # steps: often enough for a curve, too seldom to cost time
 PREVIEW_EVERY = 50  # epochs
@@ -50,6 +54,8 @@ class Observer:
         self._step_of_epoch = 0
         self._progress_bar: EpochProgress | None = None
         self._collapse_states: dict[str, str | None] = {}
+        self._suspects = Suspects()
+        self._undrawn: dict[str, str] = {}  # why, by the name of the picture
 
     # ---- of a step ----
 
@@ -99,12 +105,21 @@ class Observer:
         if self._progress_bar is not None:
             self._progress_bar.advance(loss)
 
+    def name_suspects(self, outcome: Outcome, labeled: Sequence[str], unlabeled: Sequence[str], epoch: int) -> None:
+        """Name the cases of a step that was skipped, all processes at once, where none of them was named before."""
+        if outcome.was_taken:
+            return
+        where = f"epoch {epoch}, step {self._step_of_epoch}"
+        if sentence := self._suspects.add_step(outcome, labeled, unlabeled, where):
+            self.write_line(sentence)
+
     # ---- of an epoch ----
 
     def end_steps(self, skipped: int) -> None:
         """Write the epoch's loss terms, and how many of its steps were skipped."""
         if skipped:
-            self.write_line(f"WARNING: {skipped} steps were skipped: their loss was not finite")
+            cases = self._suspects.names()
+            self.write_line(f"WARNING: {skipped} steps were skipped: their loss was not finite (suspected: {cases})")
         losses = {name: values for name, values in self.epoch_records.items() if name.startswith("loss/")}
         means = [f"{name.removeprefix('loss/')} {np.mean(values):.4f}" for name, values in losses.items()]
         self.write_line("loss terms:", ", ".join(means))
@@ -151,8 +166,25 @@ class Observer:
 
     def draw_curves(self, folder: Path, title: str) -> None:
         """Write `progress_ssl.csv` and `progress_ssl.png`."""
-        self.curves.write_csv(folder / "progress_ssl.csv")
-        self.curves.plot(folder / "progress_ssl.png", title)
+        self.draw(self.curves.write_csv, file=folder / "progress_ssl.csv")
+        self.draw(lambda file: self.curves.plot(file, title), file=folder / "progress_ssl.png")
+
+    def draw(self, draw: Callable[..., None], *arguments: object, file: Path) -> None:
+        """Let a file be drawn; one that cannot be ends nothing: the reason is said, once for each name of a picture."""
+        name = file.parent.name if file.parent.name == "previews" else file.name
+        try:
+            draw(*arguments, file=file)
+        except Exception as error:  # noqa: BLE001 - libraries raise anything, and no picture is worth a run
+            reason = words_of(error) if is_fault_of_disk(error) else f"{type(error).__name__}: {error}"
+            if self._undrawn.get(name) != type(error).__name__:
+                reason = " ".join(reason.split())
+                self.write_line(f"WARNING: {name} cannot be drawn, and the training goes on without it: {reason}")
+            self._undrawn[name] = type(error).__name__
+
+    def guard(self, logger: MetaLogger) -> None:
+        """Let nnU-Net's own picture of the curves end nothing, either."""
+        plot = logger.plot_progress_png
+        logger.plot_progress_png = lambda folder: self.draw(draw_progress, plot, file=Path(folder, "progress.png"))
 
 
 def is_preview_due(epoch: int, num_epochs: int) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from nnunet_ssl.building_blocks.label_space import LabelSpace
 from nnunet_ssl.building_blocks.pseudo_label_statistics import CONFIDENT
 from nnunet_ssl.data.loaders import UnlabeledBatch
+from nnunet_ssl.data.whole_files import replacing
 from nnunet_ssl.pictures.overlay import draw_overlay, fullest_slice
 
 MOST_PATCHES = 4
@@ -57,8 +58,8 @@ def draw_pseudo_labels(
             kept = accepted[row].all(0)
             _draw_patch(axes, names, [view[row, 0] for view in views.values()], labels[row], kept, highest)
             axes[0].set_ylabel(unlabeled.keys[row])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=90)
+        with replacing(file) as unfinished:
+            figure.savefig(unfinished, dpi=90)
 
 
 def _draw_patch(

@@ -11,6 +11,7 @@ from filelock import SoftFileLease
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.data.checksums import DamagedCaseError
+from nnunet_ssl.data.disk_faults import is_fault_of_disk, words_of
 from nnunet_ssl.data.loader_processes import WorkerFailure
 from nnunet_ssl.data.trained_cases import cases_of_weights
 from nnunet_ssl.training import run_lock, run_state
@@ -22,9 +23,11 @@ from nnunet_ssl.training.checkpoints import (
     previous_checkpoint,
     save_atomically,
 )
+from nnunet_ssl.training.disks import disk_ends_the_run, whole_predictions, written_together
 from nnunet_ssl.training.interruption import Interrupted, signals_interrupt
 from nnunet_ssl.training.last_epoch import LastEpoch
 from nnunet_ssl.training.networks import Networks, bare
+from nnunet_ssl.training.nonfinite import refuse_nonfinite
 from nnunet_ssl.training.observer import Observer
 from nnunet_ssl.training.options import ENVIRONMENT_VARIABLE, allowed_options, check_ranges, of_run
 from nnunet_ssl.training.run_start import RunStart, delete_replaced, refuse_to_replace
@@ -86,8 +89,9 @@ class ResumableTrainer(TwoStreamTrainer):
                 raise
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate as nnU-Net does, alone in the folder, no case that is damaged."""
-        with self._alone_and_interruptible():
+        """Validate as nnU-Net does, alone in the folder; no case that is damaged, no prediction that is cut off."""
+        folder, ending = Path(self.output_folder, "validation"), self.dataset_json["file_ending"]
+        with self._alone_and_interruptible(), whole_predictions(folder, ending):
             try:
                 super().perform_actual_validation(save_probabilities)
             except DamagedCaseError as error:
@@ -97,7 +101,7 @@ class ResumableTrainer(TwoStreamTrainer):
     @contextmanager
     def _alone_and_interruptible(self) -> Iterator[None]:
         """Hold the folder of the run, and let signals raise; both in the first process of a run."""
-        with signals_interrupt(is_first_process=self.local_rank == 0):
+        with signals_interrupt(is_first_process=self.local_rank == 0), disk_ends_the_run(self.print_to_log_file):
             if self.local_rank != 0:
                 yield
                 return
@@ -116,11 +120,13 @@ class ResumableTrainer(TwoStreamTrainer):
         """Save the last whole epoch, and say what has ended the training.
 
         Raises:
-            SystemExit: a worker process has failed or a case is damaged: this process has nothing to look into.
+            SystemExit: a worker process has failed, a disk, or a case is damaged: there is nothing in this process to
+                look into.
         """
         saved = self._save_last_epoch()
-        if isinstance(reason, WorkerFailure | DamagedCaseError):
-            self.print_to_log_file(f"{reason}; {saved}")
+        if isinstance(reason, WorkerFailure | DamagedCaseError) or is_fault_of_disk(reason):
+            said = words_of(reason) if is_fault_of_disk(reason) else reason
+            self.print_to_log_file(f"{said}; {saved}")
             raise SystemExit(1) from None
         by = reason.name if isinstance(reason, Interrupted) else f"an error ({type(reason).__name__})"
         self.print_to_log_file(f"The training is ended by {by}; {saved}")
@@ -133,7 +139,8 @@ class ResumableTrainer(TwoStreamTrainer):
             run_lock.refuse_if_lost(self._lock)
             self.last_epoch.write()
         except (OSError, RuntimeError) as error:
-            return f"its last epoch cannot be saved: {error}"
+            said = words_of(error) if is_fault_of_disk(error) else error
+            return f"its last epoch cannot be saved: {said}"
         if self.last_epoch.epoch == 0:
             return "no epoch is over: the same command with --c begins again, with the same options"
         return f"it is saved after {self.last_epoch.epoch} epochs: the same command with --c goes on from there"
@@ -146,12 +153,25 @@ class ResumableTrainer(TwoStreamTrainer):
             self._load_initial_weights(self.init_checkpoint)
         if self.was_resumed and self.current_epoch < self.num_epochs and self.local_rank == 0:
             self._reopen()
-        super().on_train_start()
+        self.observer.guard(self.logger)
+        with self._model_written_whole():
+            super().on_train_start()
         if self.replace and not self.was_resumed and self.local_rank == 0:  # only now: the new run can begin
             delete_replaced(self.output_folder)
             RunStart(self.options).write(self.output_folder)
         options = " ".join(f"{name}={value}" for name, value in self.options.items()) or "none"
         self.print_to_log_file(f"Options ({ENVIRONMENT_VARIABLE}): {options}")
+
+    @contextmanager
+    def _model_written_whole(self) -> Iterator[None]:
+        """Let nnU-Net write plans and dataset.json of the model, which all folds share, all of them or none."""
+        base = self.output_folder_base
+        with written_together(Path(base)) as unfinished:
+            self.output_folder_base = str(unfinished)
+            try:
+                yield
+            finally:
+                self.output_folder_base = base
 
     def _reopen(self) -> None:
         """Let a finished run that goes on count as unfinished: nnU-Net prefers checkpoint_final to all later ones."""
@@ -200,7 +220,11 @@ class ResumableTrainer(TwoStreamTrainer):
         self.last_epoch.note_written(self.current_epoch + 1)
 
     def _checkpoint(self, epoch: int) -> dict[str, Any]:
-        """Return what a checkpoint after so many epochs holds; it changes with the run."""
+        """Return what a checkpoint after so many epochs holds; it changes with the run.
+
+        Raises:
+            RuntimeError: weights are not finite.
+        """
         rest = {
             "options": self.options,
             **self._split_digests,
@@ -208,8 +232,11 @@ class ResumableTrainer(TwoStreamTrainer):
             "round": dict(self._round),
             "curves": self.observer.curves.values,
         }
+        network = self.networks[self.inference_network()].state_dict()
+        ours = run_state.pack(self.networks, self.state, rest)
+        refuse_nonfinite(network, ours, epoch)
         return {
-            "network_weights": self.networks[self.inference_network()].state_dict(),
+            "network_weights": network,
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
             "logging": self.logger.get_checkpoint(),
@@ -218,7 +245,7 @@ class ResumableTrainer(TwoStreamTrainer):
             "init_args": self.my_init_kwargs,
             "trainer_name": type(self).__name__,
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            run_state.KEY: run_state.pack(self.networks, self.state, rest),
+            run_state.KEY: ours,
         }
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:

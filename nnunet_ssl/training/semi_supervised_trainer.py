@@ -191,6 +191,7 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
         seconds = time.perf_counter() - started
         self.observer.end_step({**values, "step_seconds": seconds}, loss, is_kept=outcome.was_taken)
         if outcome.was_taken or not (outcome.losses_are_finite and self.step.may_overflow()):
+            self.observer.name_suspects(outcome, labeled.keys, unlabeled.keys, self.current_epoch)
             self.skipped_steps.count(outcome, labeled.keys + unlabeled.keys, self.initial_lr)
         return {"loss": np.array(loss, dtype=np.float32)}
 
@@ -246,11 +247,8 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
 
     def on_epoch_end(self) -> None:
         """Log the epoch's curves, then end it as nnU-Net does, which may save them, then draw them."""
-        dice = {
-            self.inference_network(): float(self.logger.get_value("mean_fg_dice", step=-1)),
-            **self.hit_counts.dice(),
-        }
-        values = {f"dice/{name}": value for name, value in dice.items()}
+        own = {self.inference_network(): float(self.logger.get_value("mean_fg_dice", step=-1))}
+        values = {f"dice/{name}": value for name, value in (own | self.hit_counts.dice()).items()}
         values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         is_complete = not self.label_manager.has_ignore_label
         values = self.observer.end_epoch(self.current_epoch, self.progress, values, is_complete)
@@ -260,7 +258,8 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
         folder, unlabeled = Path(self.output_folder), self.last_unlabeled
         is_due = unlabeled is not None and is_preview_due(self.current_epoch, self.num_epochs)
         if is_due and unlabeled.keys and self.local_rank == 0:
-            self.draw_preview(unlabeled, folder / "previews" / f"epoch_{self.current_epoch:04d}.png")
+            file = folder / "previews" / f"epoch_{self.current_epoch:04d}.png"
+            self.observer.draw(self.draw_preview, unlabeled, file=file)
         super().on_epoch_end()
         if self.local_rank == 0:
             self.observer.draw_curves(folder, f"{type(self).__name__}, fold {self.fold}")

@@ -125,7 +125,7 @@ def test_errors_of_the_operating_system_say_what_is_wrong_with_which_file(tmp_pa
     ("number", "files", "expected"),
     [
         (errno.EXDEV, ("/a", None, "/b"), "/a and /b: Invalid cross-device link"),
-        (errno.ENOSPC, ("/a",), "/a: No space left on device"),
+        (errno.EIO, ("/a",), "/a: Input/output error"),
         (errno.EACCES, ("/a",), "/a: permission denied, look at its permissions or choose another place"),
     ],
 )

@@ -11,7 +11,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ssl.data import pool_predictions
+from nnunet_ssl.data import whole_files
 from nnunet_ssl.data.loaders import UnlabeledLoader, batches_on_device
 from nnunet_ssl.data.pool_predictions import PoolPredictions, begin_round, change, open_round, stable_cases
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
@@ -72,8 +72,9 @@ def test_interrupted_writing_leaves_no_case_and_the_next_round_no_rest(predictio
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(pool_predictions.os, "fsync", interrupt)
+        patched.setattr(whole_files.os, "fsync", interrupt)
         predictions.write("case", cube(), image, [1], (16, 16, 16))
+    (predictions.folder / ".other.b2nd.tmp").mkdir()  # of a run that was killed
     assert not predictions.has("case", image)
     begin_round(predictions.folder.parent, {"epoch": 3, "model": "a"}, {})
     assert {file.name for file in predictions.folder.iterdir()} == {"round.json"}
