@@ -180,6 +180,10 @@ def test_several_processes_write_one_index(labeled):
 def test_properties_that_cannot_be_unpickled_are_a_sentence(labeled):
     """They were damaged before the first use: nothing else tells."""
     folder, files = labeled
+    files().check("labeled1")
+    flip(folder / "labeled1.pkl", 99)
+    with pytest.raises(DamagedCaseError, match=r"labeled1.pkl is not what it was"):
+        CheckedDataset(nnUNetDatasetBlosc2(str(folder), ["labeled1"]), files()).load_case("labeled1")
     properties = folder / "labeled0.pkl"
     properties.write_bytes(b"\x80\x04." + properties.read_bytes())
     dataset = CheckedDataset(nnUNetDatasetBlosc2(str(folder), ["labeled0"]), files())

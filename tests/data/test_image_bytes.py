@@ -125,6 +125,9 @@ def test_values_of_the_other_byte_order_and_on_the_border_of_what_is_read_at_onc
     assert CHUNK_BYTES % 16 == 0
     monkeypatch.setattr("nnunet_ssl.data.image_bytes.CHUNK_BYTES", 7)
     assert refuse_damaged(tmp_path / "a.nii")
+    for place in range(8):
+        nibabel.save(nibabel.Nifti1Image(np.where(np.arange(120) == place, np.nan, 1.0), np.eye(4)), tmp_path / "b.nii")
+        assert not refuse_damaged(tmp_path / "b.nii")
 
 
 @pytest.mark.parametrize(

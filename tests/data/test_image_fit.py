@@ -88,6 +88,10 @@ UNUSABLE = {  # how it is written, what is said
     "size 0": (lambda f: nifti(f, dim={3: 0}), "its size is 16 x 14 x 0 voxels"),
     "no orientation": (lambda f: nifti(f, forms=(0, 1), srow_x={0: np.nan}), "the orientation in its header is none"),
     "a plane": (lambda f: nifti(f, forms=(0, 1), srow_z={2: 0.0}), "the orientation in its header is none"),
+    "two axes alike": (
+        lambda f: nifti(f, forms=(0, 1), srow_x={1: 1.0}, srow_y={1: 0.0}),
+        "the orientation in its header is none",
+    ),
     "no rotation": (lambda f: nifti(f, quatern_b=5.0), "the orientation in its header is none"),
     "oblique axes": (lambda f: nifti(f, affine=SHEAR, forms=(0, 1)), "its axes are not at right angles to each other"),
     "NaN": (lambda f: nifti(f, with_value(np.nan)), NOT_FINITE),
@@ -168,7 +172,7 @@ def test_a_volume_among_single_slices(job):
 
 def test_the_slices_of_a_data_set_are_those_of_its_images(job):
     """Plans have the axes in another order."""
-    job.plans.update(transpose_forward=[1, 0, 2], transpose_backward=[1, 0, 2])
+    job.plans.update(transpose_forward=[2, 0, 1], transpose_backward=[1, 2, 0])
     job.plans["original_median_shape_after_transp"] = [20, 1, 20]
     assert job.run(1) == {"good": "it has 12 slices, and the data set has single ones"}
 
@@ -183,7 +187,10 @@ def test_channels_that_differ(job):
         write_image(job.images / f"{case}_0000.nii.gz")
         write_image(job.images / f"{case}_0001.nii.gz", **second)
     of_numpy(job.images / "both_0000.nii.gz", voxels((2, *SHAPE)))
-    assert job.run(1) == {
+    of_numpy(job.images / "three_0000.nii.gz", voxels((3, *SHAPE)))
+    problems = job.run(1)
+    assert "three_0000.nii.gz: it holds 3 images in one file" in problems.pop("three")
+    assert problems == {
         "size": "its channels differ in size: size_0001.nii.gz has 15 x 14 x 12 voxels",
         "spacing": "its channels differ in voxel size: spacing_0001.nii.gz has 1 x 1 x 2 mm",
     }
