@@ -147,6 +147,12 @@ def verb(name: str, root: Path) -> Callable[[], int]:
     return run
 
 
+def work_of(name: str, root: Path) -> Callable[[], int]:
+    """Return what is tried by its name, in a folder; "write" writes everything into it."""
+    others = {"training": training, "scans of a demo": scans_of_a_demo, "write": write_all}
+    return verb(name, root) if name in VERBS else lambda: others[name](root) or 0
+
+
 def training(root: Path) -> int:
     """Train as nnUNetv2_train does, or go on where there is something to go on with, and validate."""
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint

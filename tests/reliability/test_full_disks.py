@@ -15,7 +15,8 @@ import pytest
 
 from nnunet_ssl.commands.cli import VERBS as ALL_VERBS
 from tests.reliability import situations
-from tests.reliability.full_disk import InjectedFault, MountedDisk, in_a_process
+from tests.reliability.full_disk import MountedDisk
+from tests.reliability.trying import Found, Job, Trying, trying
 from tests.reliability.whole import content_of, problems_in
 
 FULL = re.compile(r"the disk is full \([\d.]+ MiB free in ")
@@ -24,9 +25,16 @@ NAMES = [*situations.VERBS, "scans of a demo", "training"]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def process():
+    with trying() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def written(process, tmp_path_factory):
     root = tmp_path_factory.mktemp("written") / "disk"
-    situations.write_all(root)
+    code, _, said = process.run(Job("write", root))
+    assert code == 0, said
     return root
 
 
@@ -35,6 +43,7 @@ class Trial:
     """One thing that writes, tried again and again on a disk that is full ever later."""
 
     name: str
+    process: Trying
     written: Path
     root: Path
     counts: collections.Counter = field(default_factory=collections.Counter)
@@ -47,17 +56,8 @@ class Trial:
             shutil.rmtree(self.root / "results")
             (self.root / situations.FOLD).mkdir(parents=True)  # or nnU-Net makes it, before anything of ours runs
 
-    def work(self) -> Callable[[], int]:
-        if self.name in situations.VERBS:
-            return situations.verb(self.name, self.root)
-        of_name = {"training": situations.training, "scans of a demo": situations.scans_of_a_demo}
-        return lambda: of_name[self.name](self.root)
-
-    def run(self, fault: InjectedFault | None = None) -> tuple[int, bool, str]:
-        log = self.root.parent / "said.txt"
-        with situations.variables(self.root):
-            code, came = in_a_process(self.work(), log, fault)
-        return code, came, log.read_text(errors="replace")
+    def run(self, fails_at: int | None = None) -> Found:
+        return self.process.run(Job(self.name, self.root, fails_at))
 
     def undisturbed(self) -> dict[str, str]:
         self.fresh()
@@ -88,13 +88,13 @@ class Trial:
         self.counts["the same afterwards"] += 1
 
 
-def attempts(name: str, written: Path, root: Path, numbers: Iterator[int]) -> collections.Counter:
+def attempts(name: str, process: Trying, written: Path, root: Path, numbers: Iterator[int]) -> collections.Counter:
     """Let the writes of these numbers fail, one after the other, as long as there are such ones."""
-    trial = Trial(name, written, root)
+    trial = Trial(name, process, written, root)
     expected = trial.undisturbed()
     for number in numbers:
         trial.fresh()
-        code, came, said = trial.run(InjectedFault(root, number))
+        code, came, said = trial.run(number)
         if not came:
             break
         trial.counts["full"] += 1
@@ -107,15 +107,15 @@ def test_every_verb_is_tried_or_said_to_write_nothing():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "pseudolabel"])  # the data set needs it, too
-def test_full_at_some_writes(name, written, tmp_path):
-    counts = attempts(name, written, tmp_path / "disk", iter((20,) if name == "training" else (1, 10)))
+def test_full_at_some_writes(name, process, written, tmp_path):
+    counts = attempts(name, process, written, tmp_path / "disk", iter((20,) if name == "training" else (1, 10)))
     assert counts["full"] == counts["a sentence"] + counts["went on"] == counts["the same afterwards"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_full_at_every_write(name, written, tmp_path):
-    counts = attempts(name, written, tmp_path / "disk", iter(range(10**6)))
+def test_full_at_every_write(name, process, written, tmp_path):
+    counts = attempts(name, process, written, tmp_path / "disk", iter(range(10**6)))
     print(f"{name}: {dict(counts)}")
     assert counts["full"] == counts["a sentence"] + counts["went on"] == counts["the same afterwards"] > 0
 
@@ -136,8 +136,8 @@ def mounted(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_full_at_every_page(name, written, mounted):
-    trial = Trial(name, written, mounted.place)
+def test_full_at_every_page(name, process, written, mounted):
+    trial = Trial(name, process, written, mounted.place)
     expected = trial.undisturbed()
     for pages in range(0, 10**6, STEP.get(name, 1)):
         mounted.leave_free(None)
@@ -154,8 +154,8 @@ def test_full_at_every_page(name, written, mounted):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "training"])  # nnU-Net writes before it is ours
-def test_on_a_disk_that_can_only_be_read(name, written, mounted):
-    trial = Trial(name, written, mounted.place)
+def test_on_a_disk_that_can_only_be_read(name, process, written, mounted):
+    trial = Trial(name, process, written, mounted.place)
     trial.fresh()
     before = content_of(mounted.place)
     mounted.make_read_only()

@@ -7,11 +7,11 @@ import re
 import zipfile
 from pathlib import Path
 
-import blosc2
 import torch
 from PIL import Image
 
 from nnunet_ssl.data.image_files import refuse_damaged
+from nnunet_ssl.data.preprocessed_images import open_array
 
 TEMPORARY = re.compile(r"\.tmp$|\.tmp/|unfinished|\.link$|\.old$|\.probe")
 # What is only remembered, or tells how a training came to its end.
@@ -51,7 +51,7 @@ def look_into(file: Path) -> None:
         assert len(lengths) == 1
         assert file.read_bytes().endswith(b"\r\n")
     elif name.endswith(".b2nd"):
-        blosc2.open(str(file), mode="r")[:]
+        open_array(file)[:]
     elif name.endswith((".zip", ".npz")):
         with zipfile.ZipFile(file) as opened:
             assert opened.testzip() is None
@@ -82,7 +82,7 @@ def _bytes_of(file: Path) -> bytes:
         with zipfile.ZipFile(file) as opened:
             return b"".join(name.encode() + opened.read(name) for name in opened.namelist())
     if file.suffix == ".b2nd":
-        return blosc2.open(str(file), mode="r")[:].tobytes()
+        return open_array(file)[:].tobytes()
     if file.suffix == ".pth":
         weights = torch.load(file, weights_only=True)
         tensors = weights["network_weights"].values()
