@@ -153,6 +153,15 @@ def test_an_error_of_a_writer_names_the_file(tmp_path):
     assert nothing_but(tmp_path)
 
 
+def test_a_full_disk_is_behind_an_error_of_a_writer(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_faults.os, "fsync", lambda _: (_ for _ in ()).throw(full()))
+    monkeypatch.setattr(SimpleITK, "WriteImage", lambda *_: (_ for _ in ()).throw(RuntimeError("ITK ERROR")))
+    with pytest.raises(OSError, match="No space") as raised:
+        write_image(IMAGE, tmp_path / "a.mha")
+    assert raised.value.filename == str(tmp_path / "a.mha")
+    assert nothing_but(tmp_path)
+
+
 def test_blosc2_says_nothing_of_the_disk(tmp_path):
     """What `blaming_the_disk` is for: if this fails, it may not be needed any more."""
     with pytest.raises(RuntimeError):

@@ -13,7 +13,7 @@ from torch import nn
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunet_ssl.training.checkpoints import checkpoints_of
 from nnunet_ssl.training.curves import Curves
-from nnunet_ssl.training.nonfinite import Suspects
+from nnunet_ssl.training.nonfinite import Suspects, refuse_nonfinite
 from nnunet_ssl.training.step import Outcome
 from tests.conftest import make_trainer, started
 
@@ -134,6 +134,16 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tiny_dataset, k
         weights = torch.load(file, weights_only=True)
         assert all(torch.isfinite(one).all() for one in weights["network_weights"].values())
         assert weights["current_epoch"] <= 2
+
+
+@pytest.mark.parametrize("kind", ["networks", "teachers", "parts"])
+def test_weights_of_all_kinds_are_looked_at_and_nothing_else(kind):
+    good = {"weight": torch.ones(2), "steps": torch.tensor(3)}
+    ours = {one: {f"of {one}": good} for one in ("networks", "teachers", "parts")} | {"state": {"best": torch.inf}}
+    refuse_nonfinite(good, ours, 1)
+    ours[kind] = {f"of {kind}": good | {"bias": torch.tensor([0.0, torch.nan])}}
+    with pytest.raises(RuntimeError, match=f"after 1 epochs the weights of the of {kind} are not finite"):
+        refuse_nonfinite(good, ours, 1)
 
 
 def trainer_network(trainer) -> nn.Module:
