@@ -135,7 +135,7 @@ def mounted(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "audit"])  # which remembers what there is room for
 def test_full_at_every_page(name, process, written, mounted):
     trial = Trial(name, process, written, mounted.place)
     expected = trial.undisturbed()
