@@ -116,10 +116,16 @@ class InjectedFault:
         return asarray
 
 
-def in_a_process(work: Callable[[], int], log: Path, fault: InjectedFault | None = None) -> tuple[int, bool]:
+def in_a_process(
+    work: Callable[[], int],
+    log: Path,
+    fault: InjectedFault | None = None,
+    meanwhile: Callable[[int], None] = lambda _: None,
+) -> tuple[int, bool]:
     """Run something in a forked process; return its exit code, and whether the fault came.
 
-    What it prints is in `log`. Whatever libraries keep open of a disk is closed with the process.
+    What it prints is in `log`. Whatever libraries keep open of a disk is closed with the process. `meanwhile` is called
+    with its number.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -141,6 +147,7 @@ def in_a_process(work: Callable[[], int], log: Path, fault: InjectedFault | None
             os.write(writing, bytes([fault is not None and fault.writes > fault.fails_at]))
             os._exit(code)
     os.close(writing)
+    meanwhile(child)
     came = os.read(reading, 1) == b"\x01"
     os.close(reading)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), came

@@ -35,7 +35,6 @@ MODEL = ("-d", "999", "-c", "3d_fullres", "-tr", "nnUNetTrainerMeanTeacher")
 OPTIONS = (
     "num_epochs=2 num_iterations_per_epoch=2 num_val_iterations_per_epoch=1 seed=1 checkpoint_minutes=0 previews=true"
 )
-FOLD = Path("results", DATASET, "nnUNetTrainerMeanTeacher__nnUNetPlans__3d_fullres", "fold_0")
 # The words of a verb; ROOT is the folder of all.
 VERBS: dict[str, list[str]] = {
     "convert": ["convert", "LA", "-i", "ROOT/source", "-np", "1"],
@@ -147,13 +146,21 @@ def verb(name: str, root: Path) -> Callable[[], int]:
     return run
 
 
+def fold_of(name: str) -> Path:
+    """Return the folder of a training, which is called "training", or so with the name of a trainer behind it."""
+    trainer = name.partition(" ")[2] or "nnUNetTrainerMeanTeacher"
+    return Path("results", DATASET, f"{trainer}__nnUNetPlans__3d_fullres", "fold_0")
+
+
 def work_of(name: str, root: Path) -> Callable[[], int]:
     """Return what is tried by its name, in a folder; "write" writes everything into it."""
-    others = {"training": training, "scans of a demo": scans_of_a_demo, "write": write_all}
+    if name.startswith("training"):
+        return lambda: training(root, fold_of(name))
+    others = {"scans of a demo": scans_of_a_demo, "write": write_all}
     return verb(name, root) if name in VERBS else lambda: others[name](root) or 0
 
 
-def training(root: Path) -> int:
+def training(root: Path, fold: Path) -> int:
     """Train as nnUNetv2_train does, or go on where there is something to go on with, and validate."""
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
@@ -163,9 +170,9 @@ def training(root: Path) -> int:
     MetaLogger.plot_progress_png = lambda _, folder: Figure().savefig(Path(folder, "progress.png"), dpi=20)
     Curves._plot = lambda _, file, title: draw_small(file)
     os.environ["nnUNet_ssl_options"] = OPTIONS
-    goes_on = (root / FOLD / "run_ssl.json").is_file()
+    goes_on = (root / fold / "run_ssl.json").is_file()
     device = torch.device("cpu")
-    name = "nnUNetTrainerMeanTeacher"
+    name = fold.parent.name.partition("__")[0]
     trainer = get_trainer_from_args("999", "3d_fullres", 0, name, continue_training=goes_on, device=device)
     maybe_load_checkpoint(trainer, goes_on, False)
     trainer.run_training()

@@ -6,9 +6,7 @@ small disk that is mounted up to each page that a verb needs, through what libra
 
 import collections
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,8 @@ import pytest
 from nnunet_ssl.commands.cli import VERBS as ALL_VERBS
 from tests.reliability import situations
 from tests.reliability.full_disk import MountedDisk
-from tests.reliability.trying import Found, Job, Trying, trying
+from tests.reliability.trial import Trial
+from tests.reliability.trying import Trying
 from tests.reliability.whole import content_of, problems_in
 
 FULL = re.compile(r"the disk is full \([\d.]+ MiB free in ")
@@ -24,48 +23,8 @@ ENDS = (1, 2)  # exit codes of what is said in a sentence
 NAMES = [*situations.VERBS, "scans of a demo", "training"]
 
 
-@pytest.fixture(scope="module")
-def process():
-    with trying() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def written(process, tmp_path_factory):
-    root = tmp_path_factory.mktemp("written") / "disk"
-    code, _, said = process.run(Job("write", root))
-    assert code == 0, said
-    return root
-
-
-@dataclass
-class Trial:
-    """One thing that writes, tried again and again on a disk that is full ever later."""
-
-    name: str
-    process: Trying
-    written: Path
-    root: Path
-    counts: collections.Counter = field(default_factory=collections.Counter)
-
-    def fresh(self) -> None:
-        for folder in [*self.root.iterdir()] if self.root.exists() else ():
-            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-        shutil.copytree(self.written, self.root, dirs_exist_ok=True)
-        if self.name == "training":
-            shutil.rmtree(self.root / "results")
-            (self.root / situations.FOLD).mkdir(parents=True)  # or nnU-Net makes it, before anything of ours runs
-
-    def run(self, fails_at: int | None = None) -> Found:
-        return self.process.run(Job(self.name, self.root, fails_at))
-
-    def undisturbed(self) -> dict[str, str]:
-        self.fresh()
-        code, _, said = self.run()
-        assert code in (0, 1), said
-        assert problems_in(self.root) == []
-        self.code = code
-        return content_of(self.root)
+class DiskTrial(Trial):
+    """Tried on a disk that is full ever later."""
 
     def check(self, at: int, code: int, said: str, expected: dict[str, str], more_space: Callable[[], None]) -> None:
         """Check what an attempt has left, and that the same words with space do the rest."""
@@ -79,22 +38,16 @@ class Trial:
             assert FULL.search(said), where
             self.counts["a sentence"] += 1
         more_space()
-        again, _, said = self.run()
-        assert again == self.code, f"{where}\nagain: {said[-3000:]}"
-        assert not problems_in(self.root), (problems_in(self.root), where)
-        found = content_of(self.root)
-        assert {*found} == {*expected}, (where, {*found} ^ {*expected})
-        assert [name for name in found if found[name] != expected[name]] == [], where
-        self.counts["the same afterwards"] += 1
+        self.check_again(where, expected)
 
 
 def attempts(name: str, process: Trying, written: Path, root: Path, numbers: Iterator[int]) -> collections.Counter:
     """Let the writes of these numbers fail, one after the other, as long as there are such ones."""
-    trial = Trial(name, process, written, root)
+    trial = DiskTrial(name, process, written, root)
     expected = trial.undisturbed()
     for number in numbers:
         trial.fresh()
-        code, came, said = trial.run(number)
+        code, came, said = trial.run(fails_at=number)
         if not came:
             break
         trial.counts["full"] += 1
@@ -137,7 +90,7 @@ def mounted(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "audit"])  # which remembers what there is room for
 def test_full_at_every_page(name, process, written, mounted):
-    trial = Trial(name, process, written, mounted.place)
+    trial = DiskTrial(name, process, written, mounted.place)
     expected = trial.undisturbed()
     for pages in range(0, 10**6, STEP.get(name, 1)):
         mounted.leave_free(None)
@@ -155,7 +108,7 @@ def test_full_at_every_page(name, process, written, mounted):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "training"])  # nnU-Net writes before it is ours
 def test_on_a_disk_that_can_only_be_read(name, process, written, mounted):
-    trial = Trial(name, process, written, mounted.place)
+    trial = DiskTrial(name, process, written, mounted.place)
     trial.fresh()
     before = content_of(mounted.place)
     mounted.make_read_only()

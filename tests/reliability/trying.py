@@ -4,7 +4,9 @@ Libraries that have threads of their own hang in a process that is forked from o
 """
 
 import multiprocessing
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,15 +16,22 @@ from tests.reliability.full_disk import InjectedFault, in_a_process
 
 
 class Job(NamedTuple):
-    """What is to be tried, in which folder, and at which write it fails; None for never."""
+    """What is to be tried, and in which folder.
+
+    Attributes:
+        fails_at: number of the write that fails; None for none.
+        signal: that it gets, after so many seconds; None for none.
+    """
 
     name: str
     root: Path
     fails_at: int | None = None
+    signal: int | None = None
+    after: float = 0.0
 
 
 class Found(NamedTuple):
-    """The exit code, whether the fault came, and what was printed."""
+    """The exit code, whether the fault or the signal came before the end, and what was printed."""
 
     code: int
     came: bool
@@ -40,6 +49,19 @@ class Trying:
         if not self.connection.poll(300):
             raise TimeoutError(f"{job} hangs")
         return self.connection.recv()
+
+
+def killed(work: Callable[[], int], log: Path, job: Job) -> tuple[int, bool]:
+    """Run something in a forked process that gets a signal; return its exit code, and whether it still ran then."""
+    still_runs = []
+
+    def send(child: int) -> None:
+        time.sleep(job.after)
+        still_runs.append(os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None)
+        os.kill(child, job.signal)
+
+    code, _ = in_a_process(work, log, meanwhile=send)
+    return code, still_runs[0]
 
 
 @contextmanager
@@ -67,5 +89,6 @@ def serve(connection: Connection) -> None:
         log = job.root.parent / "said.txt"
         fault = None if job.fails_at is None else InjectedFault(job.root, job.fails_at)
         with situations.variables(job.root):
-            code, came = in_a_process(situations.work_of(job.name, job.root), log, fault)
+            work = situations.work_of(job.name, job.root)
+            code, came = in_a_process(work, log, fault) if job.signal is None else killed(work, log, job)
         connection.send(Found(code, came, log.read_text(errors="replace")))

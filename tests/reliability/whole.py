@@ -68,11 +68,11 @@ def look_into(file: Path) -> None:
 
 
 def content_of(root: Path) -> dict[str, str]:
-    """Return a digest of each file by its name."""
+    """Return a digest of each file by its name, temporary ones left out."""
     found = {}
     for file in (file for file in sorted(root.rglob("*")) if file.is_file()):
         name = DATED.sub("_until", str(file.relative_to(root)))
-        if not LEFT_OUT.search(name):
+        if not LEFT_OUT.search(name) and not TEMPORARY.search(name):
             found[name] = "" if DIFFERENT.search(name) else hashlib.sha256(_bytes_of(file)).hexdigest()
     return found
 
