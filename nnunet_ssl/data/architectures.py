@@ -6,6 +6,8 @@
 import pydoc
 from typing import Any
 
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
@@ -34,6 +36,29 @@ def refuse_other_than_modules(plans: dict[str, Any], configuration: str, whose: 
                 f"{whose}: configuration {configuration!r} has {name!r:.80} for {key!r}, which is no class of torch's "
                 "modules and is not called: plan anew, or get the file from somebody you trust"
             )
+
+
+def refuse_unbuildable(plans: dict[str, Any], configuration: str, whose: str) -> None:
+    """Build the network of a configuration without memory for its weights.
+
+    Args:
+        plans: nnU-Net's, which name classes of modules alone.
+        configuration: its name.
+        whose: the file, for the message.
+
+    Raises:
+        ValueError: it cannot be built.
+    """
+    settings = PlansManager(plans).get_configuration(configuration)
+    named = settings.network_arch_class_name, settings.network_arch_init_kwargs
+    try:
+        with torch.device("meta"):
+            get_network_from_plans(*named, settings.network_arch_init_kwargs_req_import, 1, 2, allow_init=False)
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"{whose}: the network of configuration {configuration!r} cannot be built ({what:.200}): plan anew"
+        ) from error
 
 
 def is_module_class(name: object) -> bool:

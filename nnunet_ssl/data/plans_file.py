@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_ssl.data.architectures import refuse_other_than_modules
+from nnunet_ssl.data.architectures import refuse_other_than_modules, refuse_unbuildable
 from nnunet_ssl.data.dataset_names import planning_command
 from nnunet_ssl.data.dataset_reader import DatasetReader
 from nnunet_ssl.data.json_schemas import Configuration, Plans, refuse_unfit
@@ -46,6 +46,7 @@ def refuse_bad_plans(plans: dict, configuration: str, file: str | Path) -> None:
     """Raise a ValueError if plans, or one of their configurations, are not what nnU-Net expects."""
     refuse_unfit(plans, Plans, file)
     refuse_bad_configuration(plans, configuration, file)
+    refuse_unbuildable(plans, configuration, str(file))
 
 
 def refuse_bad_configuration(plans: dict, configuration: str, file: str | Path) -> None:
