@@ -24,6 +24,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 import step_time
 from nnunet_ssl.data.pool_predictions import PoolPredictions, begin_round
+from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
 from nnunet_ssl.training.whole_pool import WholePool, predictor_for
 
 TRAINER = "nnUNetTrainerSelfTraining"
@@ -79,7 +80,7 @@ def predicting(trainer: Any, shape: list[int]) -> dict[str, Any]:  # noqa: ANN40
     trainer.set_deep_supervision_enabled(False)
     found = {}
     for name, axes in (("mirrored", trainer.mirror_axes), ("not mirrored", ())):
-        pool = WholePool({"case": folder}, predictor_for(trainer, axes), print)
+        pool = WholePool(UnlabeledDataset({"case": folder}, folder), predictor_for(trainer, axes), print)
         round_of = begin_round(folder / name, {"epoch": 0}, {})
         found[name] = lambda pool=pool, to=round_of: predict_again(pool, to)
     return found
