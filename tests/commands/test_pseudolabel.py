@@ -83,7 +83,11 @@ def make_a_text(file) -> None:
 
 @pytest.mark.parametrize(
     ("harm", "reason"),
-    [(damage, "cut off or damaged"), (add_channel, "it has 2 channel(s)"), (make_a_text, "is damaged, or no image")],
+    [
+        (damage, "cut off or damaged"),
+        (add_channel, "it has 2 channel(s)"),
+        (make_a_text, "is cut off or damaged, or no image"),
+    ],
 )
 @pytest.mark.parametrize("dataset", [{}], indirect=True)
 def test_scan_that_training_leaves_out_is_left_out_and_named(dataset, tmp_path, capsys, harm, reason):

@@ -18,7 +18,7 @@ TRAINERS = all_trainers()
 
 def finished_run(dataset, trainer_class, fold=0, **settings) -> Path:
     """Leave the files of a training that is over, and return the model's folder."""
-    trainer = make_trainer(dataset, trainer_class, fold=fold, **{"seed": 1} | settings)  # one that predicts something
+    trainer = make_trainer(dataset, trainer_class, fold=fold, **{"seed": 3} | settings)  # one that predicts something
     trainer.initialize()
     trainer.on_train_start()
     with torch.no_grad():  # so that the networks of a method differ
