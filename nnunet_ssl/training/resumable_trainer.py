@@ -167,6 +167,16 @@ class ResumableTrainer(TwoStreamTrainer):
             finally:
                 self.output_folder_base = base
 
+    def _save_debug_information(self) -> None:
+        """Write nnU-Net's debug.json, of which no half is left; the files of the model are written by now."""
+        folder = Path(self.output_folder)
+        self.output_folder_base = str(folder.parent)
+        try:
+            super()._save_debug_information()
+        except OSError:
+            (folder / "debug.json").unlink(missing_ok=True)
+            raise
+
     def _reopen(self) -> None:
         """Let a finished run that goes on count as unfinished: nnU-Net prefers checkpoint_final to all later ones."""
         final, latest = (Path(self.output_folder, f"checkpoint_{name}.pth") for name in ("final", "latest"))
