@@ -49,6 +49,17 @@ def written_together(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def no_half_of(file: Path) -> Iterator[None]:
+    """Delete what is left of a file that is replaced each time, where it cannot be written."""
+    try:
+        with naming(file):
+            yield
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def whole_predictions(folder: Path, ending: str) -> Iterator[None]:
     """Look at what nnU-Net has written in a validation and delete what is cut off, and the scores with it.
 

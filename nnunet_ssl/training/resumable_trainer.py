@@ -23,7 +23,7 @@ from nnunet_ssl.training.checkpoints import (
     previous_checkpoint,
     save_atomically,
 )
-from nnunet_ssl.training.disks import disk_ends_the_run, whole_predictions, written_together
+from nnunet_ssl.training.disks import disk_ends_the_run, no_half_of, whole_predictions, written_together
 from nnunet_ssl.training.interruption import Interrupted, signals_interrupt
 from nnunet_ssl.training.last_epoch import LastEpoch
 from nnunet_ssl.training.networks import Networks, bare
@@ -172,6 +172,12 @@ class ResumableTrainer(TwoStreamTrainer):
                 yield
             finally:
                 self.output_folder_base = base
+
+    def _save_debug_information(self) -> None:
+        """Write nnU-Net's debug.json, of which no half is left; the files of the model are written by now."""
+        self.output_folder_base = str(Path(self.output_folder).parent)
+        with no_half_of(Path(self.output_folder, "debug.json")):
+            super()._save_debug_information()
 
     def _reopen(self) -> None:
         """Let a finished run that goes on count as unfinished: nnU-Net prefers checkpoint_final to all later ones."""

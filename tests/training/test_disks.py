@@ -90,6 +90,23 @@ def test_a_checkpoint_that_does_not_fit_leaves_what_was_there(tmp_path, monkeypa
     assert {one: one.read_bytes() for one in tmp_path.iterdir()} == before
 
 
+def test_nothing_is_left_of_half_a_debug_json_and_a_whole_one_names_the_folders(tiny_dataset, monkeypatch):
+    dataset = tiny_dataset()
+    trainer = make_trainer(dataset, nnUNetTrainerMeanTeacher)
+    file, base = Path(trainer.output_folder, "debug.json"), trainer.output_folder_base
+    trainer.on_train_start()
+    assert json.loads(file.read_text())["output_folder_base"] == base == trainer.output_folder_base
+
+    def half(_, name):
+        Path(name).write_text("{")
+        raise OSError(*FULL)
+
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.save_json", half)
+    with pytest.raises(OSError, match="No space"):
+        trainer._save_debug_information()
+    assert not file.exists()
+
+
 def test_a_training_whose_checkpoint_does_not_fit_ends_with_a_sentence_and_goes_on(tiny_dataset, monkeypatch):
     dataset = tiny_dataset()
     trainer = make_trainer(dataset, nnUNetTrainerMeanTeacher, seed=1, num_epochs=4, checkpoint_minutes=0)
