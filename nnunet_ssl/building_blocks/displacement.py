@@ -205,7 +205,7 @@ def _product(place: Place, other: Place) -> Place:
 
 
 def largest_region(is_inside: np.ndarray) -> tuple[tuple[slice, ...], int] | None:
-    """Return box and number of voxels of the largest connected region; None where there is none.
+    """Return box and number of voxels of the largest connected region, the first of equals; None where there is none.
 
     Voxels that touch at a corner are connected.
 
@@ -214,12 +214,14 @@ def largest_region(is_inside: np.ndarray) -> tuple[tuple[slice, ...], int] | Non
     """
     even = np.pad(is_inside, [(0, side % 2) for side in is_inside.shape])  # cc3d miscounts regions of odd sides
     regions = cc3d.connected_components(even, connectivity=3**even.ndim - 1)
-    voxels = np.bincount(regions[even])
+    inside = regions[even]
+    voxels = np.bincount(inside)
     if not voxels.size:
         return None
-    is_largest, axes = regions == voxels.argmax(), range(regions.ndim)
-    inside = [np.flatnonzero(is_largest.any(tuple({*axes} - {axis}))) for axis in axes]
-    return tuple(slice(int(along[0]), int(along[-1]) + 1) for along in inside), int(voxels.max())
+    first = inside[np.argmax(voxels[inside] == voxels.max())]  # cc3d does not number regions in the order of voxels
+    is_largest, axes = regions == first, range(regions.ndim)
+    extents = [np.flatnonzero(is_largest.any(tuple({*axes} - {axis}))) for axis in axes]
+    return tuple(slice(int(along[0]), int(along[-1]) + 1) for along in extents), int(voxels.max())
 
 
 def integral_image(maps: np.ndarray, dimensions: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nnunet_ssl.building_blocks.displacement import (
@@ -307,6 +307,7 @@ CASES = (st.integers(0, 10**6), st.sampled_from(sorted(SPACES)), st.sampled_from
 
 
 @settings(max_examples=80, deadline=None)
+@example(5242, "regions", (40, 9), 3)  # five regions of one voxel, the first of which is meant
 @given(*CASES)
 def test_boxes_and_sources_are_those_of_a_search_by_brute_force(seed, kind, shape, batch_size):
     search, probs, given_ = drawn_search(seed, kind, shape, batch_size)
