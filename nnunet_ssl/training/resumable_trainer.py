@@ -1,7 +1,7 @@
 """nnU-Net's trainer with options of its runs, and runs that go on exactly where they stopped."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -91,7 +91,8 @@ class ResumableTrainer(TwoStreamTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does, alone in the folder; no case that is damaged, no prediction that is cut off."""
         folder, ending = Path(self.output_folder, "validation"), self.dataset_json["file_ending"]
-        with self._alone_and_interruptible(), whole_predictions(folder, ending):
+        looked_at = whole_predictions(folder, ending) if self.local_rank == 0 else nullcontext()
+        with self._alone_and_interruptible(), looked_at:
             try:
                 super().perform_actual_validation(save_probabilities)
             except DamagedCaseError as error:
