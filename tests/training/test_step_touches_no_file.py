@@ -3,6 +3,7 @@
 import sys
 import threading
 
+from nnunet_ssl.data.loaders import close_loader
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from tests.conftest import make_trainer
 
@@ -41,4 +42,5 @@ def test_steps_touch_no_file(tiny_dataset, monkeypatch, tmp_path):
         assert listener.events, "it hears"
         listener.listens = False
     finally:
-        trainer.on_train_end()
+        for loader in (trainer.dataloader_train, trainer.dataloader_val):
+            close_loader(loader)
