@@ -4,6 +4,7 @@ Two files beside the preprocessed data: audit_index.json with what a training lo
 """
 
 import hashlib
+import io
 import os
 import zipfile
 import zlib
@@ -125,11 +126,12 @@ def write_small_images(folder: Path, small: Mapping[str, np.ndarray], scans: Map
         names = [name for name, image in small.items() if image.ndim == number]
         arrays[f"names_{number}"] = np.array([_content(name, scans[name]) for name in names])
         arrays[f"small_{number}"] = np.stack([small[name].astype(np.float16) for name in names])
+    packed = io.BytesIO()  # as numpy leaves its archive open where a disk is full
+    np.savez(packed, **arrays)
     unfinished = folder / f"{SMALL_IMAGES}.{os.getpid()}.tmp"
     try:
         with suppress(OSError):
-            with unfinished.open("wb") as opened:
-                np.savez(opened, **arrays)
+            unfinished.write_bytes(packed.getvalue())
             unfinished.replace(folder / SMALL_IMAGES)
     finally:
         with suppress(OSError):
