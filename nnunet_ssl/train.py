@@ -27,6 +27,11 @@ from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun says to each process
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
+# What nnU-Net's function that reads first weights knows of torch. Its own reads them onto the device whose index is the
+# global rank, which a second node does not have, and runs code that is in them.
+ONTO_CPU = SimpleNamespace(load=lambda file, **_: load_checkpoint_file(file, torch.device("cpu")), device=torch.device)
+
+run_training_of_one_process = run_training.run_training  # whose name `train` takes while the words are read
 
 
 def main() -> int:
@@ -81,13 +86,6 @@ def train(  # noqa: PLR0913 - the arguments of nnU-Net's function
         run_training_of_one_process(
             dataset, configuration, fold, trainer, plans, pretrained_weights, 1, npz, goes_on, *rest, device=device
         )
-
-
-run_training_of_one_process = run_training.run_training
-
-# What nnU-Net's function that reads first weights knows of torch. Its own reads them onto the device whose index is the
-# global rank, which a second node does not have, and runs code that is in them.
-ONTO_CPU = SimpleNamespace(load=lambda file, **_: load_checkpoint_file(file, torch.device("cpu")), device=torch.device)
 
 
 @contextmanager

@@ -52,13 +52,18 @@ def said() -> str:
     return "\n".join(sorted(chain.from_iterable(map(texts_of, CODE))))
 
 
+def is_said(message: str, said: str) -> bool:
+    """Return whether the parts of a message stand in one text, in their order."""
+    parts = [part.strip() for part in message.split(GAP) if part.strip()]
+    return message in OF_TORCH or re.search(".*".join(map(re.escape, parts)), said) is not None
+
+
 @pytest.mark.parametrize("message", messages())
 def test_each_message_is_said_by_the_code(said, message):
-    parts = [part.strip() for part in message.split(GAP) if part.strip()]
-    in_order = ".*".join(map(re.escape, parts))
-    assert message in OF_TORCH or re.search(in_order, said), message
+    assert is_said(message, said)
 
 
-def test_a_message_that_nobody_says_is_found(said):
+@pytest.mark.parametrize("message", ["… holds a walk already", "and train anew … holds a run already"])
+def test_a_message_that_nobody_says_is_found(said, message):
+    assert not is_said(message, said)
     assert len(messages()) > 40
-    assert not re.search("the scan is " + "upside down", said)
