@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,17 +32,22 @@ def disk_ends_the_run(report: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def written_together(folder: Path) -> Iterator[Path]:
-    """Give a folder to write files into, all of which take the place of those in `folder` at the end, or none does."""
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished_", dir=folder))
+def written_together(folder: Path, writer: str) -> Iterator[Path]:
+    """Give a folder to write files into, all of which take the place of those in `folder` at the end, or none does.
+
+    Args:
+        folder: of the files.
+        writer: which of several that may write at once; what an earlier one of this name has left is deleted.
+    """
+    unfinished = folder / f".{writer}.tmp"
+    with naming(folder, instead_of=unfinished):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
         try:
-            with naming(folder, instead_of=unfinished):
-                yield unfinished
-                for file in unfinished.iterdir():
-                    sync(file)
-                    file.replace(folder / file.name)
+            yield unfinished
+            for file in unfinished.iterdir():
+                sync(file)
+                file.replace(folder / file.name)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 

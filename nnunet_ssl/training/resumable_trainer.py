@@ -167,7 +167,7 @@ class ResumableTrainer(TwoStreamTrainer):
     def _model_written_whole(self) -> Iterator[None]:
         """Let nnU-Net write plans and dataset.json of the model, which all folds share, all of them or none."""
         base = self.output_folder_base
-        with written_together(Path(base)) as unfinished:
+        with written_together(Path(base), f"{Path(self.output_folder).name}_{self.local_rank}") as unfinished:
             self.output_folder_base = str(unfinished)
             try:
                 yield

@@ -23,7 +23,7 @@ TRAININGS = (
 NAMES = [*situations.VERBS, *TRAININGS]
 KILLS = 200
 # What SIGKILL may leave for ever: hidden files of a few kilobytes whose names hold a number, or a time.
-OF_A_PROCESS = re.compile(r"\.\d+\.tmp$|/\.unfinished_\w+(/[\w.]+)?$|/\.[\w.]+_until_[\d_-]+\.json\.tmp(/[\w.-]+)?$")
+OF_A_PROCESS = re.compile(r"\.\d+\.tmp$|/\.[\w.]+_until_[\d_-]+\.json\.tmp(/[\w.-]+)?$")
 SOONEST = 0.02  # seconds after the start
 
 

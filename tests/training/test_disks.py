@@ -31,11 +31,11 @@ def test_a_fault_of_the_disk_ends_the_run_with_a_sentence_and_other_errors_as_th
 
 def test_files_are_written_together_or_none_is(tmp_path):
     (tmp_path / "plans.json").write_text("before")
-    with pytest.raises(OSError, match="No space"), written_together(tmp_path) as unfinished:
+    with pytest.raises(OSError, match="No space"), written_together(tmp_path, "fold_0_0") as unfinished:
         (unfinished / "plans.json").write_text("ha")
         raise OSError(*FULL)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["before"]
-    with written_together(tmp_path) as unfinished:
+    with written_together(tmp_path, "fold_0_0") as unfinished:
         (unfinished / "plans.json").write_text("after")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["after"]
 
