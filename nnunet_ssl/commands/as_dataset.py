@@ -127,13 +127,11 @@ def new_dataset(
 
 def warn_of_changed_split(checkpoint: Path, fold: "LabeledFold") -> None:
     """Warn where the checkpoint tells of another split than there is now: the model may have seen what validates."""
-    import torch
-
     from nnunet_ssl.data.split_file import split_digest
-    from nnunet_ssl.training.checkpoints import load_checkpoint_file
+    from nnunet_ssl.training.checkpoints import load_facts
 
     now = split_digest(fold.train, fold.val, ())
-    ours = load_checkpoint_file(checkpoint, torch.device("cpu")).get("nnunet_ssl", {})
+    ours = load_facts(checkpoint).get("nnunet_ssl", {})
     if ours.get("train_and_val", now) != now:
         print(
             "WARNING: splits_final.json has other cases in train or val now than this model was trained with. If it "

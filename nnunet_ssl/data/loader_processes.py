@@ -24,6 +24,7 @@ SECONDS_BETWEEN_SIGNS = 1.0
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_AFTER_TERM = 5  # that a worker goes on after SIGTERM, so that the training can save before it is missed
 BYTES_OF_REASON = 1000
+BATCHES_WAITING, BATCHES_WAITING_FOR_VALIDATION = 6, 3  # as nnU-Net
 FEWER = "fewer processes (nnUNet_n_proc_DA; 0 loads in the training itself)"
 
 
@@ -140,8 +141,15 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
     all, or when it does neither while a batch is waited for.
     """
 
-    def __init__(self, loader: nnUNetDataLoader, seeds: list[int], pin_memory: bool, worker_seconds: float) -> None:
-        """Start nothing yet; there is one worker for each seed."""
+    def __init__(
+        self,
+        loader: nnUNetDataLoader,
+        seeds: list[int],
+        pin_memory: bool,
+        worker_seconds: float,
+        num_waiting: int = BATCHES_WAITING,
+    ) -> None:
+        """Start nothing yet; there is one worker for each seed, and room for so many batches that wait."""
         self.signs, self.worker_seconds = Signs(len(seeds)), worker_seconds
         self.error: BaseException | None = None  # of the thread that receives the batches
         self._looked_at = time.monotonic()
@@ -149,7 +157,7 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
             LoaderOfWorker(loader, self.signs),
             transform=None,
             num_processes=len(seeds),
-            num_cached=max(6, len(seeds) // 2),  # as nnU-Net's training loader
+            num_cached=num_waiting,
             seeds=seeds,
             pin_memory=pin_memory,
             wait_time=0.002,  # as nnU-Net

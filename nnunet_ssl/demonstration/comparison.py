@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
-from nnunet_ssl.training.checkpoints import load_checkpoint_file
+from nnunet_ssl.training.checkpoints import load_facts
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Comparison:
             cases = [Path(row["prediction_file"]).name.removesuffix(".nii.gz") for row in rows]
             dice[trainer] = np.array([[row["metrics"][str(label)]["Dice"] for label in labels] for row in rows])
             file = model_folders[trainer] / "fold_0" / "checkpoint_final.pth"
-            checkpoint = load_checkpoint_file(file, torch.device("cpu"))
+            checkpoint = load_facts(file)
             epoch_dice[trainer] = [float(value) for value in checkpoint["logging"]["mean_fg_dice"]]
         return cls(dice, cases, labels, epoch_dice, raw, predictions)
 

@@ -10,7 +10,7 @@ from nnunet_ssl.data.split_file import KEY, NO_ESTIMATE, read_splits
 from nnunet_ssl.data.trained_cases import TrainedCases, cases_of
 from nnunet_ssl.evaluation.comparison import Prediction
 from nnunet_ssl.evaluation.leaving_out import reason_of
-from nnunet_ssl.training.checkpoints import load_checkpoint_file
+from nnunet_ssl.training.checkpoints import load_facts
 
 BASELINE = re.compile(r"nnUNetTrainer(_\d+epochs?)?")  # nnU-Net's own, and its lengths
 FOLD = re.compile(r"fold_(0|[1-9]\d*|all)")
@@ -195,10 +195,8 @@ def read_checkpoint(file: Path) -> dict:
     Raises:
         ValueError: it cannot be read, or has no log of its epochs.
     """
-    import torch
-
     try:
-        checkpoint = load_checkpoint_file(file, torch.device("cpu"))
+        checkpoint = load_facts(file)
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({reason_of(error)})") from error
     log = checkpoint.get("logging")

@@ -4,14 +4,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shlex import quote
 
-import torch
-
 from nnunet_ssl.data.raw_files import some
 from nnunet_ssl.data.split_file import split_digest
 from nnunet_ssl.data.trained_cases import cases_of, cases_of_weights
 from nnunet_ssl.leaks.leak import Leak
 from nnunet_ssl.leaks.sides import TRAINING, VALIDATION, Fold
-from nnunet_ssl.training.checkpoints import load_checkpoint_file
+from nnunet_ssl.training.checkpoints import load_facts
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
@@ -31,7 +29,7 @@ def leaks_of_runs(results: Path, preprocessed: Path, folds: Sequence[Fold]) -> I
             continue
         name = f"{folder.parent.name.partition('__')[0]}, {folder.name.replace('_', ' ')}"
         try:
-            checkpoint = load_checkpoint_file(files[0], torch.device("cpu"))
+            checkpoint = load_facts(files[0])
         except (ValueError, OSError, RuntimeError) as error:
             yield Leak("a run that cannot be read", f"{name}: {error}", "train it again", is_note=True)
             continue
@@ -61,7 +59,7 @@ def _first_weights(name: str, checkpoint: dict, fold: Fold, splits_file: Path) -
     before = set(cases.before) if cases else set()
     if not before and Path(str(given)).is_file():
         try:
-            weights = cases_of_weights(load_checkpoint_file(given, torch.device("cpu")), splits_file)
+            weights = cases_of_weights(load_facts(given), splits_file)
         except (ValueError, OSError, RuntimeError):
             weights = None
         before = {*weights.train, *weights.before} if weights else set()

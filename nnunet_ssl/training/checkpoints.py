@@ -78,8 +78,21 @@ def load_checkpoint_file(filename: str | Path, map_location: torch.device) -> di
     Raises:
         ValueError: there is no such file, it is no checkpoint of nnU-Net, or holds code.
     """
+    return _load_from_elsewhere(filename, map_location)
+
+
+def load_facts(filename: str | Path) -> dict:
+    """Load what a checkpoint says of its run: its weights stay in the file, and are neither read nor checked.
+
+    Raises:
+        ValueError: as `load_checkpoint_file`.
+    """
+    return _load_from_elsewhere(filename, torch.device("cpu"), mmap=True, reads_tensors=False)
+
+
+def _load_from_elsewhere(filename: str | Path, map_location: torch.device, **how: bool) -> dict:
     try:
-        checkpoint = _load(filename, map_location)
+        checkpoint = _load(filename, map_location, **how)
     except FileNotFoundError:
         raise ValueError(f"{filename} is not a file") from None
     except DamagedFileError as error:
@@ -168,9 +181,9 @@ def is_previous(file: Path) -> bool:
     return file.stem.endswith(".previous")
 
 
-def _load(filename: str | Path, map_location: torch.device, mmap: bool = False) -> dict:
-    """Load a file without code; with `mmap` its tensors are read when they are used."""
-    checkpoint = load_without_code(filename, map_location, mmap)
+def _load(filename: str | Path, map_location: torch.device, mmap: bool = False, reads_tensors: bool = True) -> dict:
+    """Load a file without code; see `load_without_code`."""
+    checkpoint = load_without_code(filename, map_location, mmap, reads_tensors)
     if not isinstance(checkpoint, dict):
         raise DamagedFileError(f"{filename} holds no checkpoint")
     return checkpoint

@@ -5,11 +5,9 @@ nnU-Net's own logger refuses names it does not know, so these have a store of th
 
 import csv
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
@@ -106,19 +104,3 @@ class Curves:
         axis.grid(alpha=0.3)
         if names not in (["learning_rate"], ["step_seconds"]):
             axis.legend(fontsize="small")
-
-
-def draw_progress(plot: Callable[[str], None], file: Path) -> None:
-    """Let nnU-Net draw its picture, so that it appears whole or not at all, and leaves no figure in memory.
-
-    Args:
-        plot: draws into a folder.
-        file: progress.png, which is how nnU-Net calls it.
-    """
-    before = {*plt.get_fignums()}
-    try:
-        with replacing(file) as unfinished:
-            plot(str(unfinished.parent))
-    finally:
-        for figure in {*plt.get_fignums()} - before:
-            plt.close(figure)

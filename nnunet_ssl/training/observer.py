@@ -1,6 +1,7 @@
 """What is seen of a run: the numbers of each step, the curves over epochs, warnings, pictures and a progress bar."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from nnunet_ssl.building_blocks.pseudo_label_statistics import (
     pseudo_label_statistics,
     usual_share,
 )
-from nnunet_ssl.data.disk_faults import is_fault_of_disk, words_of
-from nnunet_ssl.training.curves import SECONDS, Curves, draw_progress
+from nnunet_ssl.training.curves import SECONDS, Curves
+from nnunet_ssl.training.drawing import Drawing, draw_whole
 from nnunet_ssl.training.epoch_progress import EpochProgress
 from nnunet_ssl.training.nonfinite import Suspects
 from nnunet_ssl.training.step import Outcome
@@ -35,6 +36,7 @@ class Observer:
         step_records: what has been recorded since the step began.
         epoch_records: all values of the epoch's steps, by name.
         curves: one value for each epoch, by name.
+        drawing: of pictures.
     """
 
     def __init__(self, label_space: LabelSpace, channel_names: Mapping[int, str], write_line: WriteLine) -> None:
@@ -49,13 +51,14 @@ class Observer:
         self.channel_names = channel_names
         self.write_line = write_line
         self.curves = Curves()
+        self.drawing = Drawing(write_line)
         self.step_records: dict[str, float | Tensor] = {}
         self.epoch_records: dict[str, list[float]] = {}
         self._step_of_epoch = 0
+        self._is_last_epoch = False
         self._progress_bar: EpochProgress | None = None
         self._collapse_states: dict[str, str | None] = {}
         self._suspects = Suspects()
-        self._undrawn: dict[str, str] = {}  # why, by the name of the picture
 
     # ---- of a step ----
 
@@ -127,13 +130,13 @@ class Observer:
             self._progress_bar.close()
 
     def end_epoch(
-        self, epoch: int, progress: float, values: Mapping[str, float], labels_are_complete: bool
+        self, epoch: int, num_epochs: int, values: Mapping[str, float], labels_are_complete: bool
     ) -> dict[str, float]:
         """Add an epoch to the curves and warn of what collapses; return the epoch's values.
 
         Args:
             epoch: its number.
-            progress: how much of the run is over, a fraction.
+            num_epochs: of the run.
             values: of the epoch beside those of its steps: Dice, learning rate.
             labels_are_complete: whether each labeled voxel has a class, which is so without an ignore label.
         """
@@ -142,7 +145,8 @@ class Observer:
         everything |= {name: float(np.median(values)) for name, values in seconds.items()}
         everything |= values
         self.curves.log(epoch, everything)
-        if progress >= COLLAPSE_AFTER:
+        self._is_last_epoch = epoch + 1 == num_epochs
+        if (epoch + 1) / num_epochs >= COLLAPSE_AFTER:
             self._warn_of_collapse(labels_are_complete)
         return everything
 
@@ -165,26 +169,17 @@ class Observer:
             self._collapse_states[name] = state
 
     def draw_curves(self, folder: Path, title: str) -> None:
-        """Write `progress_ssl.csv` and `progress_ssl.png`."""
-        self.draw(self.curves.write_csv, file=folder / "progress_ssl.csv")
-        self.draw(lambda file: self.curves.plot(file, title), file=folder / "progress_ssl.png")
-
-    def draw(self, draw: Callable[..., None], *arguments: object, file: Path) -> None:
-        """Let a file be drawn; one that cannot be ends nothing: the reason is said, once for each name of a picture."""
-        name = file.parent.name if file.parent.name == "previews" else file.name
-        try:
-            draw(*arguments, file=file)
-        except Exception as error:  # noqa: BLE001 - libraries raise anything, and no picture is worth a run
-            reason = words_of(error) if is_fault_of_disk(error) else f"{type(error).__name__}: {error}"
-            if self._undrawn.get(name) != type(error).__name__:
-                reason = " ".join(reason.split())
-                self.write_line(f"WARNING: {name} cannot be drawn, and the training goes on without it: {reason}")
-            self._undrawn[name] = type(error).__name__
+        """Write `progress_ssl.csv`, and now and then `progress_ssl.png`."""
+        self.drawing.draw(self.curves.write_csv, file=folder / "progress_ssl.csv")
+        plot, file = partial(self.curves.plot, title=title), folder / "progress_ssl.png"
+        self.drawing.draw_now_and_then(plot, file=file, is_last=self._is_last_epoch)
 
     def guard(self, logger: MetaLogger) -> None:
-        """Let nnU-Net's own picture of the curves end nothing, either."""
+        """Let nnU-Net's own picture of the curves end nothing, and take little time, either."""
         plot = logger.plot_progress_png
-        logger.plot_progress_png = lambda folder: self.draw(draw_progress, plot, file=Path(folder, "progress.png"))
+        logger.plot_progress_png = lambda folder: self.drawing.draw_now_and_then(
+            lambda file: draw_whole(plot, file), file=Path(folder, "progress.png"), is_last=self._is_last_epoch
+        )
 
 
 def is_preview_due(epoch: int, num_epochs: int) -> bool:

@@ -37,6 +37,7 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
     warmup_fraction = 0.0  # of the run: the labeled-only stage that follows; a run from init_checkpoint has neither
     max_nonfinite_steps = 10  # so many losses in a row that are not finite stop the run; ours
     previews = False  # a picture of the pseudo-labels, every 50 epochs and in the last one; see preview.py
+    pseudo_dice_of_all_networks = True  # in each epoch; false: of the one that predicts alone, which saves time
     validate_all_networks = False  # also predict the validation cases with the networks that do not predict otherwise
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -228,7 +229,7 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """Validate a batch with the inference network, and count the hits of the others."""
-        for name in self.networks.predictors():
+        for name in self.networks.predictors() if self.pseudo_dice_of_all_networks else ():
             if name != self.inference_network():
                 self.hit_counts.add(name, self._validate(name, with_own_target(batch)))
         return self._validate(self.inference_network(), batch)
@@ -251,7 +252,7 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
         values = {f"dice/{name}": value for name, value in (own | self.hit_counts.dice()).items()}
         values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         is_complete = not self.label_manager.has_ignore_label
-        values = self.observer.end_epoch(self.current_epoch, self.progress, values, is_complete)
+        values = self.observer.end_epoch(self.current_epoch, self.num_epochs, values, is_complete)
         for logger in self.logger.loggers:  # Weights & Biases, when switched on
             for name, value in values.items():
                 logger.log(f"nnunet_ssl/{name}", value, self.current_epoch)
@@ -259,7 +260,7 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
         is_due = unlabeled is not None and is_preview_due(self.current_epoch, self.num_epochs)
         if is_due and unlabeled.keys and self.local_rank == 0:
             file = folder / "previews" / f"epoch_{self.current_epoch:04d}.png"
-            self.observer.draw(self.draw_preview, unlabeled, file=file)
+            self.observer.drawing.draw(self.draw_preview, unlabeled, file=file)
         super().on_epoch_end()
         if self.local_rank == 0:
             self.observer.draw_curves(folder, f"{type(self).__name__}, fold {self.fold}")

@@ -1,10 +1,13 @@
 import os
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from nnunet_ssl.training.checkpoints import (
     load_checkpoint_file,
+    load_facts,
     load_intact,
     load_model,
     previous_checkpoint,
@@ -144,3 +147,56 @@ def test_what_a_model_lacks_is_named(file, changes, message):
     torch.save({key: value for key, value in content.items() if value != "gone"}, file)
     with pytest.raises(ValueError, match=f"checkpoint_latest.pth .*{message}|{message}"):
         load_model(file)
+
+
+# ---- what a checkpoint says of its run ----
+
+
+def large_checkpoint(folder: Path) -> Path:
+    file = folder / "checkpoint_final.pth"
+    save_atomically({"network_weights": {"a": torch.arange(10.0**6)}, "logging": {"dice": [0.5]}}, file)
+    return file
+
+
+def place_of(part: str, file: Path) -> int:
+    """Return a byte in the middle of a part of torch's zip."""
+    with zipfile.ZipFile(file) as opened:
+        (found,) = [one for one in opened.infolist() if one.filename.endswith(part)]
+        content = opened.read(found)
+    return file.read_bytes().index(content) + len(content) // 2
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def test_facts_are_read_without_the_weights(tmp_path, monkeypatch):
+    """4 MB of weights: what is read of the zip is the rest of it."""
+    file, read, taken = large_checkpoint(tmp_path), zipfile.ZipExtFile.read, []
+
+    def counting(part, *arguments):
+        taken.append(len(content := read(part, *arguments)))
+        return content
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", counting)
+    facts = load_facts(file)
+    assert facts["logging"] == {"dice": [0.5]}
+    assert 0 < sum(taken) < 10_000
+    assert facts["network_weights"]["a"][-1] == 10**6 - 1  # they are there for who asks
+    taken.clear()
+    load_checkpoint_file(file, CPU)
+    assert sum(taken) > 4 * 10**6
+
+
+def test_facts_are_checked_and_weights_are_checked_where_they_are_used(tmp_path):
+    file = large_checkpoint(tmp_path)
+    flip(file, place_of("/data/0", file))
+    assert load_facts(file)["logging"] == {"dice": [0.5]}
+    with pytest.raises(ValueError, match="is damaged"):
+        load_checkpoint_file(file, CPU)
+    file = large_checkpoint(tmp_path)
+    flip(file, place_of("/data.pkl", file))
+    with pytest.raises(ValueError, match="is damaged"):
+        load_facts(file)

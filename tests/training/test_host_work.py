@@ -221,7 +221,7 @@ def test_an_epoch_has_the_median_of_its_seconds(tiny_dataset):
     for seconds in (1.0, 2.0, 9.0):
         trainer.observer.start_step(0)
         trainer.observer.end_step({"host/seconds_waiting": seconds, "other": seconds}, 0.0, is_kept=True)
-    values = trainer.observer.end_epoch(0, 0.0, {}, True)
+    values = trainer.observer.end_epoch(0, 1, {}, True)
     assert (values["host/seconds_waiting"], values["other"]) == (2.0, 4.0)
 
 

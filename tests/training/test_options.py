@@ -30,6 +30,7 @@ def test_allowed_are_the_public_attributes_and_nnunets_settings():
         "replace": bool,
         "max_nonfinite_steps": int,
         "previews": bool,
+        "pseudo_dice_of_all_networks": bool,
         "validate_all_networks": bool,
         "ema_decay": float,
         "predict_with": str,
