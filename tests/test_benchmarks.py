@@ -15,7 +15,9 @@ import SimpleITK
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import data_of_runs as data
+import epoch_time
 import label_efficiency
+import loader_throughput
 import pool_time
 import result_files
 import step_time
@@ -419,3 +421,39 @@ def test_pool_time_predicts_as_a_training_does_with_and_without_mirroring(tmp_pa
         predict()
         counts[name] = len(passes)
     assert counts["mirrored"] == 4 * counts["not mirrored"] > 0
+
+
+# ---- time around a step ----
+
+
+def test_what_is_called_inside_of_something_else_is_counted_once(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(epoch_time.time, "perf_counter", lambda: now[0])
+
+    def take(seconds):
+        now[0] += seconds
+
+    watch = epoch_time.Stopwatch()
+    inner = watch.timed("inner", lambda: take(2.0))
+
+    def end():
+        take(1.0)
+        inner()
+        inner()
+        take(0.5)
+
+    watch.timed("outer", end)()
+    inner()
+    assert watch.seconds == {"inner": 6.0, "outer": 1.5}
+
+
+def test_parts_of_an_epoch_are_counted_up_to_one_of_nnunet():
+    watch = epoch_time.Stopwatch()
+    watch.seconds |= {"steps": 4.0, "validation": 2.0, "pictures and curves": 1.0}
+    table = epoch_time.table({"nnUNetTrainer": watch}, argparse.Namespace(epochs=2))
+    assert table.splitlines()[-1] == "| nnUNetTrainer | 250.00 | 25.00 | 0.50 | 0.00 | 0.00 | 9.3% |"
+
+
+def test_costs_of_samples_are_ratios_to_labeled_ones():
+    table = loader_throughput.table({"labeled": 0.2, "weak": 0.1}, argparse.Namespace(step=0.4))
+    assert table.splitlines()[2:] == ["| labeled | 0.200 | 1.00 | 0.5 |", "| weak | 0.100 | 0.50 | 0.2 |"]
