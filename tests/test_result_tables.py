@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from result_files import Run
 
 import tables
-from result_files import Run
 from tables import Table
 
 COLUMNS = ("trainer", "seeds", "difference", "cost", "commit")

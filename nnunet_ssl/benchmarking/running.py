@@ -3,13 +3,13 @@
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import STDOUT, Popen
 
 from nnunet_ssl.benchmarking.experiment import length
 from nnunet_ssl.benchmarking.planning import Planned
@@ -45,7 +45,7 @@ class Trainings:
     places: Places
     threads: int
     has_ended: bool = False
-    _processes: list[subprocess.Popen] = field(default_factory=list)
+    _processes: list[Popen] = field(default_factory=list)
     _starting: threading.RLock = field(default_factory=threading.RLock)  # a signal may come while one is handled
 
     def run(self, planned: Planned) -> int:
@@ -82,9 +82,7 @@ class Trainings:
             with self._starting:
                 if self.has_ended:
                     return 1
-                process = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(planned, place)
-                )
+                process = Popen(command, stdout=log, stderr=STDOUT, env=self._environment(planned, place))
                 self._processes.append(process)
             code = process.wait()
         self._processes.remove(process)
@@ -107,7 +105,7 @@ def run_all(pending: Sequence[Planned], places: Places, jobs: int) -> list[int]:
     SIGINT and SIGTERM are passed on to what runs, and end the process when that has ended.
     """
     trainings = Trainings(places, threads=max(1, usable_cores() // jobs))
-    with ThreadPoolExecutor(jobs) as executor, signals_interrupt(is_first_process=True):
+    with signals_interrupt(is_first_process=True), ThreadPoolExecutor(jobs) as executor:
         futures = [executor.submit(trainings.run, planned) for planned in pending]
         try:
             return [future.result() for future in futures]
