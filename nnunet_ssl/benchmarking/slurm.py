@@ -3,12 +3,12 @@
 import os
 import re
 import signal
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from nnunet_ssl.benchmarking.planning import Planned
@@ -55,7 +55,7 @@ class Task:
             self._running = executor.submit(self._trainings.run, self.planned)
             code = self._running.result()
             if code and self._trainings.has_ended:
-                threading.Event().wait(GRACE_SECONDS)  # for the signal that queues it again, or the end
+                Event().wait(GRACE_SECONDS)  # for the signal that queues it again, or the end
         if code:
             raise RuntimeError(f"{self.planned.run.name} failed, see {self.places.of(self.planned)}")
 

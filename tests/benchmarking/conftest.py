@@ -24,7 +24,8 @@ def hippocampus(tmp_path, monkeypatch) -> Path:
     images.mkdir(parents=True)
     for number in range(3):
         (images / f"un{number}_0000.nii.gz").touch()
-    (source / "nnUNetPlans.json").write_text(json.dumps(Case(dim=2, stages=4).plans()))
+    plans = Case(dim=2, stages=4).plans() | {"dataset_name": source.name}
+    (source / "nnUNetPlans.json").write_text(json.dumps(plans))
     (source / "dataset.json").write_text(json.dumps(Case().dataset_json()))
     (source / "dataset_fingerprint.json").write_text("{}")
     return source
