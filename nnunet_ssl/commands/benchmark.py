@@ -9,7 +9,7 @@ imagesUn; without any, the training cases that are not labeled. With --own-split
 splits_final.json. The data set's own files are not changed.
 
 A training is as long as nnU-Net's: 1000 epochs of 250 steps, with the network of the plans. --steps 2000, divided into
-20 epochs, --features and --batch-size make a comparison of small trainings, which need minutes instead of a day.
+20 epochs, --features and --batch-size make all trainings smaller alike.
 
 A finished training leaves a small file and is not repeated. Interrupted, the same command goes on where it stopped. At
 the end it prints what is finished so far, in tables, and writes it as report.md. With --slurm each training is a task

@@ -38,7 +38,7 @@ from nnunet_ssl.training.catalog import all_trainers, names_in_folders
 from nnunet_ssl.training.options import allowed_options, check_ranges, parse_options
 
 LENGTH = ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every")
-SAID_ELSEWHERE = {"seed": "--seeds", **dict.fromkeys(LENGTH, "--steps")}
+SAID_ELSEWHERE = {"seed": "--seeds", "replace": "--repeat-stale", **dict.fromkeys(LENGTH, "--steps")}
 
 
 def comparison_of(options: argparse.Namespace) -> Comparison:
