@@ -14,7 +14,7 @@ STARTUP_FILES = {  # PEP 829: new Pythons read the .start file, older ones the .
     "nnunet_ssl.start": "nnunet_ssl.discovery.startup:register\n",
     "nnunet_ssl.pth": "import nnunet_ssl.discovery.startup; nnunet_ssl.discovery.startup.register()\n",
 }
-SLURM = ["submitit>=1.5.2,<1.6"]
+SLURM = ["submitit>=1.5.4,<1.6"]
 PRETRAINED_NETWORKS = ["segmentation-models-pytorch>=0.5,<0.7"]  # all that it needs comes with nnunetv2 already
 
 

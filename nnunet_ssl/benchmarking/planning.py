@@ -1,7 +1,7 @@
 """Which trainings a comparison consists of, and which of them have no result yet."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nnunet_ssl.benchmarking.experiment import Experiment
@@ -70,39 +70,37 @@ class Planned:
 
 def plan_runs(comparison: Comparison) -> list[Planned]:
     """Return all trainings: of each experiment and seed the baseline and the trainers, and once the upper bound."""
-    variant = variant_of(comparison.options)
-    others = [(trainer, variant) for trainer in comparison.trainers if trainer != BASELINE]
-    runs = [
-        plan_run(comparison, experiment, trainer, variant, seed)
-        for experiment in comparison.experiments
-        for trainer, variant in [(BASELINE, DEFAULT), *others]
-        for seed in comparison.seeds
-    ]
+    trainings = [(BASELINE, DEFAULT)]
+    trainings += [(trainer, variant_of(comparison.options)) for trainer in comparison.trainers if trainer != BASELINE]
+    head = {} if comparison.head is None else {"head": comparison.head}
+    same = head | {"device": comparison.device, "versions": versions()}
+    codes = {trainer: code_of(trainer) for trainer, _ in trainings}
+    runs = []
+    for experiment in comparison.experiments:
+        facts = same | {"setting": experiment.setting()}
+        for trainer, variant in trainings:
+            options = {} if trainer == BASELINE else comparison.options
+            of_training = facts | {"options": options, "code": codes[trainer]}
+            for seed in comparison.seeds:
+                runs.append(plan_run(Run(experiment.name, trainer, variant, seed), experiment, of_training))
     if comparison.with_upper_bound:
-        first = comparison.experiments[0]
-        runs += [plan_run(comparison, first, BASELINE, ALL_LABELED, seed) for seed in comparison.seeds]
+        first, *others = comparison.experiments
+        facts = same | {"setting": first.setting(), "options": {}, "code": codes[BASELINE]}
+        for seed in comparison.seeds:
+            run = Run(first.name, BASELINE, ALL_LABELED, seed)
+            same_trainings = tuple(replace(run, experiment=other.name) for other in others)
+            runs.append(replace(plan_run(run, first, facts), others=same_trainings))
     return runs
 
 
-def plan_run(comparison: Comparison, experiment: Experiment, trainer: str, variant: str, seed: int) -> Planned:
-    """Return one training."""
-    is_all = variant == ALL_LABELED
-    split = experiment.split(seed, with_all_labels=is_all)
-    run = Run(experiment.name, trainer, variant, seed)
-    facts = {
-        **({} if comparison.head is None else {"head": comparison.head}),
-        "trainer": trainer,
-        "variant": variant,
-        "options": {} if trainer == BASELINE else comparison.options,
-        "seed": seed,
-        "device": comparison.device,
-        "versions": versions(),
-        "code": code_of(trainer),
-        "setting": experiment.setting(),
-        "split": facts_of_split(split, experiment.source, not is_all),
-    }
-    names = [one.name for one in comparison.experiments if is_all and one != experiment]
-    return Planned(run, experiment, split, facts, tuple(Run(name, trainer, variant, seed) for name in names))
+def plan_run(run: Run, experiment: Experiment, facts: Result) -> Planned:
+    """Return one training with its cases, and what identifies it beside the facts that it shares with others."""
+    is_all = run.variant == ALL_LABELED
+    split = experiment.split(run.seed, with_all_labels=is_all)
+    own = {"trainer": run.trainer, "variant": run.variant, "seed": run.seed}
+    return Planned(
+        run, experiment, split, own | facts | {"split": facts_of_split(split, experiment.source, not is_all)}
+    )
 
 
 def without_finished(planned: Sequence[Planned], results: Path, repeat_stale: bool = False) -> list[Planned]:

@@ -55,7 +55,7 @@ class Trainings:
         try:
             with locked(place, print):
                 code = self._run(planned, prepare(planned, place))
-        except ValueError as error:  # another process has it
+        except ValueError as error:  # another process has it, or its data set has become unreadable
             print(f"{planned.run.experiment}/{planned.run.name}: {error}", flush=True)
             return 1
         if code == 0:

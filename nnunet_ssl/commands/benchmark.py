@@ -130,16 +130,15 @@ def submit(pending: "list[Planned]", places: "Places", options: argparse.Namespa
     from nnunet_ssl.benchmarking.slurm import Array
 
     array = Array.of(places, options.slurm_options or [], is_on_gpu=options.device != "cpu")
-    if options.dry_run:
-        list_pending(pending, places)
-        if pending:
-            print(f"the script that would be submitted: {array.write_script(pending)}")
-        return
     in_hand = array.in_hand(pending)
     for one, job in in_hand:
         print(f"{one.run.experiment}/{one.run.name}: {job.state.lower()}, job {job.job_id}")
     known = [one for one, _ in in_hand]
     new = [one for one in pending if one not in known]
-    if new:
+    if options.dry_run:
+        list_pending(new, places)
+    if new and options.dry_run:
+        print(f"the script that would be submitted: {array.write_script(new)}")
+    elif new:
         jobs = array.submit(new)
         print(f"submitted: {', '.join(jobs)}; this command again prints what is finished")

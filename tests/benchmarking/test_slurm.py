@@ -275,6 +275,8 @@ def test_the_verb_submits_what_no_job_has_and_reports(hippocampus, cluster, monk
     script = (cluster / "script.sh").read_text()
     assert script == (places.output / "slurm" / "array.sh").read_text(), "as the dry run has said"
     (cluster / "states").write_text("JobID|State|NodeList\n77_0|RUNNING|a\n77_[1-3]|PENDING|\n")
+    assert main([*shlex.split(words), "--dry-run"]) == 0
+    assert "script that would be submitted" not in capsys.readouterr().out
     assert main(shlex.split(words)) == 0
     said = capsys.readouterr().out
     assert "submitted" not in said
