@@ -97,7 +97,7 @@ def plan_run(run: Run, experiment: Experiment, facts: Result) -> Planned:
     """Return one training with its cases, and what identifies it beside the facts that it shares with others."""
     is_all = run.variant == ALL_LABELED
     split = experiment.split(run.seed, with_all_labels=is_all)
-    own = {"trainer": run.trainer, "variant": run.variant, "seed": run.seed}
+    own = {"trainer": run.trainer, "variant": run.variant, "options": facts["options"], "seed": run.seed}
     return Planned(
         run, experiment, split, own | facts | {"split": facts_of_split(split, experiment.source, not is_all)}
     )

@@ -102,7 +102,7 @@ def test_a_signal_is_passed_on_and_nothing_more_is_started(comparison, places, m
         "import signal, sys\n"
         "def save(*_):\n    print('saved', flush=True)\n    sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, save)\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "open(sys.argv[1], 'w').close()\nsignal.pause()"
+        "signal.alarm(60)\nopen(sys.argv[1], 'w').close()\nsignal.pause()"
     )
     begun, start = [], subprocess.Popen
     ready = places.output / "ready"

@@ -159,7 +159,8 @@ class Process:
     def wait(self):
         if self.ends_at_once:
             return 0
-        assert self.asked.wait(60)
+        assert self.asked.wait(20)
+        self.saved.append(True)
         return 143
 
     def terminate(self):
@@ -169,7 +170,7 @@ class Process:
 @pytest.fixture
 def process(monkeypatch):
     """Let tasks start such processes; return their class."""
-    cls = type("Own", (Process,), {"begun": [], "has_begun": threading.Event()})
+    cls = type("Own", (Process,), {"begun": [], "saved": [], "has_begun": threading.Event()})
     monkeypatch.setattr(running, "Popen", cls)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)}
     yield cls
@@ -219,6 +220,7 @@ def test_a_task_that_slurm_preempts_saves_is_queued_again_and_goes_on(planned, p
     with pytest.raises(SystemExit):
         run_task(array, 1, monkeypatch)
     assert (cluster / "requeued").read_text() == "requeue 77_1\n"
+    assert process.saved == [True]
     assert not [*array.folder.glob("*_result.pkl")], "it is not over"
     process.ends_at_once = True
     run_task(array, 1, monkeypatch)
@@ -245,6 +247,7 @@ def test_sigterm_before_it_is_passed_on_and_the_task_waits_for_what_slurm_decide
     with pytest.raises(SystemExit):
         run_task(array, 1, monkeypatch)
     assert waited == [slurm.GRACE_SECONDS]
+    assert process.saved == [True]
     assert (cluster / "requeued").read_text() == "requeue 77_1\n"
 
 
