@@ -14,6 +14,7 @@ STARTUP_FILES = {  # PEP 829: new Pythons read the .start file, older ones the .
     "nnunet_ssl.start": "nnunet_ssl.discovery.startup:register\n",
     "nnunet_ssl.pth": "import nnunet_ssl.discovery.startup; nnunet_ssl.discovery.startup.register()\n",
 }
+SLURM = ["submitit>=1.5.4,<1.6"]
 PRETRAINED_NETWORKS = ["segmentation-models-pytorch>=0.5,<0.7"]  # all that it needs comes with nnunetv2 already
 
 
@@ -69,6 +70,7 @@ setup(
     python_requires=">=3.11",
     packages=[
         "nnunet_ssl",
+        "nnunet_ssl.benchmarking",
         "nnunet_ssl.building_blocks",
         "nnunet_ssl.commands",
         "nnunet_ssl.conversion",
@@ -111,8 +113,10 @@ setup(
     ],
     extras_require={
         "mn": PRETRAINED_NETWORKS,
+        "slurm": SLURM,
         "test": [
             *PRETRAINED_NETWORKS,
+            *SLURM,
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

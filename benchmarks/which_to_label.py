@@ -19,22 +19,24 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-import data_of_runs as data
 import label_efficiency
-from label_efficiency import Planned
+from nnunet_ssl.benchmarking.planning import Comparison, Planned, plan_runs, without_finished
+from nnunet_ssl.benchmarking.result_files import BASELINE
+from nnunet_ssl.benchmarking.rows import Table, rows_of
+from nnunet_ssl.benchmarking.running import Places, run_all
+from nnunet_ssl.benchmarking.splits import facts_of_split
+from nnunet_ssl.benchmarking.tables import table_of
+from nnunet_ssl.commands.benchmark_checks import comparison_of, places_of
 from nnunet_ssl.data.preprocessed_images import write_json_atomically
 from nnunet_ssl.data.raw_files import RawDataset
 from nnunet_ssl.evaluation.label_priority import Uncertainty, priority
-from result_files import BASELINE
-from tables import Table, rows_of, table_of
+from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
 
 
 @dataclass(frozen=True)
@@ -85,74 +87,76 @@ def main() -> int:
     """Run what is not done yet, and print the table."""
     options = parse_arguments()
     label_efficiency.refuse_other_checkout()
-    first = label_efficiency.plan_runs(options)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        trained = partial(label_efficiency.start, options=options)
-        codes = list(pool.map(trained, without_model_or_result(first, options)))
-        if any(codes):
-            return 1
-        runs = [run for planned in first for run in with_more_labels(planned, options)]
-        codes = list(pool.map(trained, label_efficiency.without_finished(runs, options)))
-    table = Table(first[0].run.experiment, tuple(options.seeds))
-    print(table_of(table, rows_of(table, options.results)))
+    comparison = comparison_to_label(options)
+    places = places_of(options, comparison)
+    first = plan_runs(comparison)
+    codes = run_all(without_model_or_result(first, places, options.repeat_stale), places, options.jobs)
+    if any(codes):
+        return 1
+    runs = [run for planned in first for run in with_more_labels(planned, places, options.add)]
+    codes = run_all(without_finished(runs, places.results, options.repeat_stale), places, options.jobs)
+    table = Table(first[0].run.experiment, comparison.seeds)
+    print(table_of(table, rows_of(table, places.results)))
     return int(any(codes))
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line: what is not named here is label_efficiency.py's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = label_efficiency.argument_parser(__doc__)
     parser.add_argument("--add", type=int, required=True, metavar="N", help="number of cases that a rule adds")
-    own, others = parser.parse_known_args()
-    sys.argv[1:] = [*others, "--trainers", BASELINE, "--no-upper-bound"]
-    options = label_efficiency.parse_arguments()
-    options.add = own.add
-    if options.labeled is None or options.options:
-        parser.error("which_to_label.py draws its cases by --labeled and takes no --options")
-    if options.experiment is None:
-        setting = data.facts_of_setting(data.folder_of(options.dataset), options)
-        options.experiment = f"{data.name_of_experiment(setting, options.labeled)}_and_{options.add}_more"
+    options = parser.parse_args([*sys.argv[1:], "--trainers", BASELINE, "--no-upper-bound"])
+    if options.labeled is None or len(options.labeled) > 1 or options.options:
+        parser.error("which_to_label.py draws its cases by --labeled, one number, and takes no --options")
     return options
 
 
-def model_of(planned: Planned, options: argparse.Namespace) -> Path:
+def comparison_to_label(options: argparse.Namespace) -> Comparison:
+    """Return what the first runs compare, of an experiment that says how many cases are added."""
+    comparison = comparison_of(options)
+    (experiment,) = comparison.experiments
+    if options.experiment is None:
+        experiment = replace(experiment, given_name=f"{experiment.name}_and_{options.add}_more")
+    return replace(comparison, experiments=(experiment,))
+
+
+def model_of(planned: Planned, places: Places) -> Path:
     """Return the model of a run, which has to be there still after its result."""
-    setting, run = planned.facts["setting"], planned.run
-    name = f"{run.trainer}__nnUNetPlans__{setting['configuration']}"
-    place = options.output / run.experiment / run.name
-    return place / "results" / setting["dataset"] / name / "fold_0" / "checkpoint_final.pth"
+    run, experiment = planned.run, planned.experiment
+    name = f"{run.trainer}__{experiment.plans}__{experiment.configuration}"
+    return places.of(planned) / "results" / experiment.source.name / name / "fold_0" / "checkpoint_final.pth"
 
 
-def without_model_or_result(runs: list[Planned], options: argparse.Namespace) -> list[Planned]:
+def without_model_or_result(runs: list[Planned], places: Places, repeat_stale: bool) -> list[Planned]:
     """Return the first runs that have to be trained or validated: their model chooses, their result is the baseline."""
-    unfinished = label_efficiency.without_finished(runs, options)
-    return [planned for planned in runs if planned in unfinished or not model_of(planned, options).exists()]
+    unfinished = without_finished(runs, places.results, repeat_stale)
+    return [planned for planned in runs if planned in unfinished or not model_of(planned, places).exists()]
 
 
-def with_more_labels(planned: Planned, options: argparse.Namespace) -> list[Planned]:
+def with_more_labels(planned: Planned, places: Places, count: int) -> list[Planned]:
     """Return the runs of a seed, one for each rule, with the cases that it adds."""
-    source = data.folder_of(options.dataset)
-    predicted = prediction_of(planned, options)
+    predicted = prediction_of(planned, places)
     runs = []
     for name, rule in RULES.items():
-        chosen = rule(predicted, options.add, np.random.default_rng(planned.run.seed))
-        train = sorted([*planned.split["train"], *chosen])
-        split = {"train": train, "val": planned.split["val"]}
-        facts = planned.facts | {"variant": f"{options.add}-more-{name}", "added": sorted(chosen)}
-        run = replace(planned.run, variant=facts["variant"])
-        runs.append(Planned(run, split, facts | {"split": data.facts_of_split(split, source, False)}))
+        chosen = rule(predicted, count, np.random.default_rng(planned.run.seed))
+        split = {"train": sorted([*planned.split["train"], *chosen]), "val": planned.split["val"]}
+        facts = planned.facts | {
+            "variant": f"{count}-more-{name}",
+            "added": sorted(chosen),
+            "split": facts_of_split(split, planned.experiment.source, False),
+        }
+        runs.append(replace(planned, run=replace(planned.run, variant=facts["variant"]), split=split, facts=facts))
     return runs
 
 
-def prediction_of(planned: Planned, options: argparse.Namespace) -> Predicted:
+def prediction_of(planned: Planned, places: Places) -> Predicted:
     """Return what the model of a seed predicts of the training cases that it has not learned from; made once."""
-    from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
-
-    model = model_of(planned, options)
+    model = model_of(planned, places)
     file = model.with_name("other_cases.json")
     if not file.exists():
-        images = RawDataset.open(Path(os.environ["nnUNet_raw"], planned.facts["setting"]["dataset"])).images("imagesTr")
-        predictor = PoolPredictor(model.parent.parent, "0", model.name, torch.device(options.device))
-        fold = label_efficiency.split_of(data.folder_of(options.dataset), True, planned.run.seed, options)
+        experiment, seed = planned.experiment, planned.run.seed
+        images = RawDataset.open(Path(os.environ["nnUNet_raw"], experiment.source.name)).images("imagesTr")
+        predictor = PoolPredictor(model.parent.parent, "0", model.name, torch.device(planned.facts["device"]))
+        fold = experiment.split(seed, with_all_labels=True)
         others = sorted({*fold["train"]} - {*planned.split["train"]})
         found = {case: predictor.predict(images[case]) for case in others}
         facts = {case: [vars(one.uncertainty), sum(one.volumes_ml.values())] for case, one in found.items()}

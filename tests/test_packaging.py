@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_ssl.benchmarking.result_files import digests
+
 CHECKOUT = Path(__file__).parent.parent
 SOURCES = ("nnunet_ssl", "trainers", "dataset_conversion", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 NAMES = ["nnUNetTrainerMeanTeacher", "nnUNetTrainerMeanTeacher_250epochs"]
@@ -137,6 +139,20 @@ def test_start_of_an_interpreter_costs_less_than_an_import_of_argparse(environme
 
 def test_version_is_that_of_the_metadata(environment):
     assert run(environment, "import nnunet_ssl; print(nnunet_ssl.__version__)") == "0.1.0"
+
+
+def test_a_benchmark_without_a_checkout_names_the_version_and_the_same_code(environment):
+    """The copy that is installed has no .git; the digests are those of this checkout."""
+    code = (
+        "from nnunet_ssl.benchmarking.result_files import code_of\n"
+        "print({name: code_of(name) for name in ('nnUNetTrainer', 'nnUNetTrainerBCP')})"
+    )
+    found = ast.literal_eval(run(environment, code))
+    assert found == {
+        name: {"commit": "nnunet_ssl 0.1.0", "dirty": False} | digests(name)
+        for name in ("nnUNetTrainer", "nnUNetTrainerBCP")
+    }
+    assert None not in found["nnUNetTrainerBCP"].values()
 
 
 def test_uninstalling_removes_every_trace(environment):

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 import which_to_label
+from nnunet_ssl.benchmarking.experiment import Experiment
+from nnunet_ssl.benchmarking.planning import Planned
+from nnunet_ssl.benchmarking.result_files import Run
+from nnunet_ssl.benchmarking.running import Places
 from nnunet_ssl.evaluation.label_priority import Uncertainty
-from result_files import Run
+from tests.conftest import Case
 from which_to_label import RULES, Predicted
 
 NAN = float("nan")
@@ -55,14 +59,20 @@ def test_cases_of_much_foreground_are_drawn_more_often_and_those_of_none_never(p
     assert means["foreground"] == pytest.approx(13.0, abs=1.0)  # sum i² / sum i
 
 
-def test_runs_add_true_labels_and_keep_the_validation_cases(tmp_path, monkeypatch, predicted):
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    source = tmp_path / "Dataset004_Hippocampus"
+    source.mkdir()
+    (source / "dataset.json").write_text(json.dumps(Case().dataset_json()))
+    return Experiment(source, "2d", labeled=2)
+
+
+def test_runs_add_true_labels_and_keep_the_validation_cases(monkeypatch, predicted, experiment):
     split = {"train": ["a", "b"], "val": ["v"]}
     monkeypatch.setattr(which_to_label, "prediction_of", lambda *_: predicted)
-    monkeypatch.setattr(which_to_label.data, "folder_of", lambda _: tmp_path)
-    facts = {"variant": "default", "seed": 1}
-    run = Run("e", "nnUNetTrainer", "default", 1)
-    options = type("Options", (), {"add": 4, "dataset": "4"})
-    runs = which_to_label.with_more_labels(which_to_label.Planned(run, split, facts), options)
+    planned = Planned(Run("e", "nnUNetTrainer", "default", 1), experiment, split, {"variant": "default", "seed": 1})
+    runs = which_to_label.with_more_labels(planned, None, 4)
     assert [one.run.variant for one in runs] == [f"4-more-{name}" for name in RULES]
     for one in runs:
         assert one.split == {"train": sorted(["a", "b", *one.facts["added"]]), "val": ["v"]}
@@ -71,22 +81,21 @@ def test_runs_add_true_labels_and_keep_the_validation_cases(tmp_path, monkeypatc
         json.dumps(one.facts)
 
 
-@pytest.mark.parametrize("words", ["--own-split", "--labeled 2 --options ema_decay=0.9"])
+@pytest.mark.parametrize("words", ["--own-split", "--labeled 2 --options ema_decay=0.9", "--labeled 2 3"])
 def test_other_splits_and_options_are_refused(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", shlex.split(f"x --dataset 4 --add 4 --steps 20 {words}"))
     with pytest.raises(SystemExit):
         which_to_label.parse_arguments()
-    assert "draws its cases by --labeled and takes no --options" in capsys.readouterr().err
+    assert "draws its cases by --labeled, one number, and takes no --options" in capsys.readouterr().err
 
 
-def test_first_runs_are_gone_on_with_until_there_is_a_model_and_a_result(tmp_path, monkeypatch):
+def test_first_runs_are_gone_on_with_until_there_is_a_model_and_a_result(tmp_path, monkeypatch, experiment):
     """One has both, one was stopped in its validation, one's model was deleted, one has nothing."""
-    facts = {"setting": {"configuration": "2d", "dataset": "Dataset004_Hippocampus"}}
-    runs = [which_to_label.Planned(Run("e", "nnUNetTrainer", "default", seed), {}, facts) for seed in (1, 2, 3, 4)]
-    options = type("Options", (), {"output": tmp_path})
+    runs = [Planned(Run("e", "nnUNetTrainer", "default", seed), experiment, {}, {}) for seed in (1, 2, 3, 4)]
+    places = Places(tmp_path, tmp_path)
     for planned in runs[:2]:
-        model = which_to_label.model_of(planned, options)
+        model = which_to_label.model_of(planned, places)
         model.parent.mkdir(parents=True)
         model.touch()
-    monkeypatch.setattr(which_to_label.label_efficiency, "without_finished", lambda *_: [runs[1], runs[3]])
-    assert which_to_label.without_model_or_result(runs, options) == runs[1:]
+    monkeypatch.setattr(which_to_label, "without_finished", lambda *_: [runs[1], runs[3]])
+    assert which_to_label.without_model_or_result(runs, places, False) == runs[1:]

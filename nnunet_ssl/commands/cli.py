@@ -19,6 +19,7 @@ VERBS = {
     "preview": "show what a trained network learns from on unlabeled patches",
     "pseudolabel": "predict the unlabeled scans, and rank them by how uncertain the model is",
     "adopt": "train from here on with unlabeled cases that an expert has labeled by now",
+    "benchmark": "train and compare trainers with few labeled cases: all combinations, here or on a cluster",
     "report": "compare all trainings of a data set on one page",
     "export": "write a trained model for a nnU-Net without this package",
     "evaluate": "measure predictions against references: overlap, surface distances in mm, volumes",

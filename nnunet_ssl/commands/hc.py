@@ -9,15 +9,13 @@ measured, if at least half of its ellipse is in the image.
 
 import argparse
 import csv
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_ssl.commands.outputs import output_file
 
 if TYPE_CHECKING:
-    from nnunet_ssl.building_blocks.ellipses import Ellipse
-    from nnunet_ssl.data.dataset_reader import DatasetReader
+    from nnunet_ssl.evaluation.heads import Head
 
 COLUMNS = (
     "filename",
@@ -30,7 +28,6 @@ COLUMNS = (
     "cut_by_border",
     "parts",
 )
-SMALLEST_HALF_AXIS = 2.0  # pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_ssl.data.raw_files import files_in, some
     from nnunet_ssl.data.whole_files import replacing
     from nnunet_ssl.evaluation.cells import csv_row
+    from nnunet_ssl.evaluation.heads import Head, measure
 
     folder = Path(options.i)
     if not folder.is_dir():
@@ -72,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
             problems.append(head.problem if file.name in head.problem else f"{file.name}: {head.problem}")
         if head.ellipse is not None and head.parts > 1:
             divided.append(file.name)
-        rows.append([name, *head.columns()])
+        rows.append([name, *columns_of(head)])
     if len(faults) == len(files):
         raise faults[0]
     with replacing(Path(options.o)) as unfinished, unfinished.open("w", newline="") as opened:
@@ -102,63 +100,12 @@ def warn_of_older_conversion(folder: Path) -> None:
             return
 
 
-@dataclass(frozen=True)
-class Head:
-    """What a mask holds.
-
-    Attributes:
-        ellipse: in mm; None where there is a problem.
-        cut_by_border: by the image's; None where the mask is empty.
-        parts: of the mask, of which the largest is the head.
-        problem: why there is no ellipse.
-    """
-
-    ellipse: "Ellipse | None" = None
-    cut_by_border: bool | None = None
-    parts: int = 0
-    problem: str = ""
-
-    def columns(self) -> list[str]:
-        """Return what stands in the CSV after the name."""
-        cut = "" if self.cut_by_border is None else "yes" if self.cut_by_border else "no"
-        parts = str(self.parts or "")
-        if self.ellipse is None:
-            return [""] * (len(COLUMNS) - 3) + [cut, parts]
-        ellipse = self.ellipse
-        lengths = (ellipse.center_x, ellipse.center_y, ellipse.semi_axis_a, ellipse.semi_axis_b)
-        return [*(f"{value:.4f}" for value in (*lengths, ellipse.angle_rad, ellipse.circumference())), cut, parts]
-
-
-def measure(reader: "DatasetReader", file: Path, label: int) -> Head:
-    """Return the head in a mask.
-
-    Raises:
-        ValueError: the file is damaged, not of one slice, does not say how large a pixel is, or its pixels are not
-            square.
-    """
-    import numpy as np
-
-    from nnunet_ssl.building_blocks.ellipses import ellipse_of_mask, is_cut_by_border, number_of_parts
-
-    labels = reader.read_labels(file)
-    mask = labels.array == label
-    if mask.ndim == 3 and len(mask) == 1:
-        mask = mask[0]
-    height, width = labels.spacing[-2:]
-    if mask.ndim != 2:
-        raise ValueError(f"{file} has more than one slice")
-    if not labels.has_spacing:
-        raise ValueError(f"{file} does not say how large a pixel is: masks in .nii.gz or .mha do")
-    if abs(width / height - 1) > 1e-3:
-        raise ValueError(f"{file}: its pixels are {width:.4g} by {height:.4g} mm, expected square ones")
-    if not mask.any():
-        values = ", ".join(str(value) for value in np.unique(labels.array).tolist() if value)
-        return Head(problem="the mask is empty" + (f": it holds {values} and no {label}, see -l" if values else ""))
-    cut, parts = is_cut_by_border(mask), number_of_parts(mask)
-    try:
-        ellipse = ellipse_of_mask(mask)
-    except ValueError as error:
-        return Head(None, cut, parts, str(error))
-    if ellipse.semi_axis_b < SMALLEST_HALF_AXIS:
-        return Head(None, cut, parts, "the mask is too small for an ellipse")
-    return Head(ellipse.scaled(width), cut, parts)
+def columns_of(head: "Head") -> list[str]:
+    """Return what stands in the CSV after the name."""
+    cut = "" if head.cut_by_border is None else "yes" if head.cut_by_border else "no"
+    parts = str(head.parts or "")
+    if head.ellipse is None:
+        return [""] * (len(COLUMNS) - 3) + [cut, parts]
+    ellipse = head.ellipse
+    lengths = (ellipse.center_x, ellipse.center_y, ellipse.semi_axis_a, ellipse.semi_axis_b)
+    return [*(f"{value:.4f}" for value in (*lengths, ellipse.angle_rad, ellipse.circumference())), cut, parts]

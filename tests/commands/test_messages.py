@@ -63,6 +63,7 @@ def words(verb: str, *more: str) -> list[str]:
         "export": [*of_model, "-o", "out.zip"],
         "pseudolabel": [*of_model, "-device", "cpu", "-o", "out"],
         "preview": [*of_model, "-device", "cpu", "-o", "out.png"],
+        "benchmark": [*("-d", "999", "-device", "cpu", "-o", "out"), "--trainers", TRAINER, "--labeled", "1"],
     }
     return [verb, *calls[verb], *more]
 
@@ -143,6 +144,7 @@ VARIABLES = {
     "pseudolabel": ("raw", "preprocessed", "results"),
     "adopt": ("raw", "preprocessed"),
     "preview": ("raw", "preprocessed", "results"),
+    "benchmark": ("raw", "preprocessed"),
 }
 
 
@@ -181,8 +183,8 @@ def test_a_data_set_that_there_is_not(dataset, capsys, verb, given):
 DATASET_JSON, PLANS, SPLITS = "dataset.json", "nnUNetPlans.json", "splits_final.json"
 READ_BY = {
     ("raw", DATASET_JSON): ("split", "pseudolabel", "adopt"),
-    ("preprocessed", DATASET_JSON): ("preprocess", "report", "preview"),
-    ("preprocessed", PLANS): ("preprocess", "preview"),
+    ("preprocessed", DATASET_JSON): ("preprocess", "report", "preview", "benchmark"),
+    ("preprocessed", PLANS): ("preprocess", "preview", "benchmark"),
     ("preprocessed", SPLITS): ("report", "pseudolabel", "adopt"),
     ("model", DATASET_JSON): ("export", "pseudolabel", "preview"),
     ("model", "plans.json"): ("export", "pseudolabel", "preview"),
@@ -222,6 +224,8 @@ def test_a_damaged_json_is_named(dataset, capsys, place, name, verb, content):
         ("report", "preprocessed", DATASET_JSON, "labels"),
         ("preview", "preprocessed", PLANS, "transpose_forward"),
         ("preview", "preprocessed", DATASET_JSON, "channel_names"),
+        ("benchmark", "preprocessed", DATASET_JSON, "file_ending"),
+        ("benchmark", "preprocessed", PLANS, "configurations"),
         ("export", "model", DATASET_JSON, "labels"),
         ("pseudolabel", "model", DATASET_JSON, "channel_names"),
     ],
@@ -429,6 +433,10 @@ SPOKEN_BY = {  # modules whose messages a single verb speaks, or nnU-Net's train
     "commands/split_checks.py": "split",
     "commands/dataset_checks.py": "doctor",
     "commands/outputs.py": "report",
+    "commands/benchmark_checks.py": "benchmark",
+    "benchmarking/planning.py": "benchmark",
+    "benchmarking/slurm.py": "benchmark",
+    "benchmarking/splits.py": "benchmark",
     "data/plans_file.py": "preprocess",
 }
 OPTION = re.compile(r"(?<![\w/.=-])(--?[a-zA-Z][\w-]*)")

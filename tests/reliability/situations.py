@@ -87,6 +87,7 @@ for module in (
 ):
     importlib.import_module(module)
 NOT_TRIED = {
+    "benchmark": "trains in processes of their own, which are tried as a training; ending them has tests of its own",
     "trainers": "writes nothing",
     "doctor": "writes nothing",
     "demo": "takes minutes; its own files are tried below as the scans of a demo, its trainings as a training",

@@ -1,11 +1,11 @@
-"""Norms of the gradients of a method's terms, which label_efficiency.py measures within a run."""
+"""Norms of the gradients of a method's terms, which a benchmark measures within a run."""
 
 import json
 
 import pytest
 import torch
 
-from gradient_norms import gradient_norms, measure_during
+from nnunet_ssl.benchmarking.gradient_norms import gradient_norms, measure_during
 from nnunet_ssl.data.loaders import batches_on_device
 from tests.conftest import assert_equal_weights, make_trainer, started, state_of
 from tests.gloo_harness import trainer_called

@@ -1,75 +1,31 @@
-"""Train and validate one run of label_efficiency.py, which lays its folder and starts this in a process of its own."""
+"""What the result of a training says of its outcome."""
 
-import json
-import os
-import sys
 from math import isnan
 from pathlib import Path
 from typing import Any
 
-from gradient_norms import measure_during
+from nnunet_ssl.data.dataset_reader import DatasetReader
+from nnunet_ssl.data.raw_files import read_json_file
+from nnunet_ssl.evaluation.folders import cases_of, evaluate_folders
+from nnunet_ssl.evaluation.heads import measure
+from nnunet_ssl.evaluation.structures import Structures
 
-EPOCHS = 20  # into which the steps are divided: nnU-Net validates and lowers its learning rate once in each
-VALIDATION_STEPS = 5  # of an epoch; its scores stand in the curves only
-SAVE_EVERY = 2  # epochs, so that little is lost in an interruption
 
+def outcome_of(trainer: Any, head: int | None) -> dict[str, Any]:  # noqa: ANN401 - any nnU-Net trainer
+    """Return cost, time, and the metrics of each validation case, of a trainer that has validated.
 
-def length(steps: int) -> dict[str, int]:
-    """Return nnU-Net's settings for a training of so many steps."""
+    Args:
+        trainer: any of nnU-Net.
+        head: a label whose circumference is measured too.
+    """
+    summary = read_json_file(Path(trainer.output_folder, "validation", "summary.json"))
     return {
-        "num_epochs": EPOCHS,
-        "num_iterations_per_epoch": steps // EPOCHS,
-        "num_val_iterations_per_epoch": VALIDATION_STEPS,
-        "save_every": SAVE_EVERY,
-    }
-
-
-def main() -> None:
-    """Train as nnUNetv2_train does, going on from a checkpoint if there is one, and leave the result."""
-    from nnunet_ssl.data.preprocessed_images import write_json_atomically
-
-    place, result = Path(sys.argv[1]), Path(sys.argv[2])
-    facts = json.loads((place / "facts.json").read_text())
-    trainer = make_trainer(facts)
-    norms = place / "gradient_norms.json"
-    if is_ours(type(trainer)):
-        measure_during(trainer, norms)
-    if any(Path(trainer.output_folder).glob("checkpoint_*.pth")):
-        from nnunetv2.run.run_training import maybe_load_checkpoint
-
-        maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
-    trainer.run_training()
-    trainer.perform_actual_validation()
-    summary = json.loads(Path(trainer.output_folder, "validation", "summary.json").read_text())
-    outcome = {
         "cost": cost_of(type(trainer)),
         "seconds": seconds_of(trainer),
         "dice": dice_of(summary, trainer.dataset_json["file_ending"]),
         **distances_of(trainer),
-        **circumferences_of(trainer, facts.get("head")),
+        **circumferences_of(trainer, head),
     }
-    if norms.exists():
-        outcome["gradient_norms"] = json.loads(norms.read_text())
-    write_json_atomically(facts | outcome, result)
-
-
-def make_trainer(facts: dict[str, Any]) -> Any:  # noqa: ANN401 - any nnU-Net trainer
-    """Return the trainer of a run, seeded as far as nnU-Net's own can be."""
-    import numpy as np
-    import torch
-    from nnunetv2.run.run_training import get_trainer_from_args
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    np.random.seed(facts["seed"])
-    torch.manual_seed(facts["seed"])
-    setting, device = facts["setting"], torch.device(facts["device"])
-    trainer = get_trainer_from_args(setting["dataset"], setting["configuration"], 0, facts["trainer"], device=device)
-    if not is_ours(type(trainer)):
-        if facts["options"]:
-            sys.exit(f"{facts['trainer']} takes no --options")
-        for name, value in length(setting["steps"]).items():
-            setattr(trainer, name, value)
-    return trainer
 
 
 def is_ours(trainer: type) -> bool:
@@ -102,9 +58,6 @@ def dice_of(summary: dict[str, Any], ending: str) -> dict[str, dict[str, float |
 
 def distances_of(trainer: Any) -> dict[str, dict[str, dict[str, float | None]]]:  # noqa: ANN401
     """Return 95HD (of both directions together) and ASD in mm of each case and label; None where a mask is empty."""
-    from nnunet_ssl.evaluation.folders import cases_of, evaluate_folders
-    from nnunet_ssl.evaluation.structures import Structures
-
     folder, validation = Path(trainer.preprocessed_dataset_folder_base), Path(trainer.output_folder, "validation")
     structures = Structures.of_dataset(folder / "dataset.json", trainer.plans_manager.plans)
     cases = cases_of(validation, structures.ending)
@@ -123,9 +76,6 @@ def circumferences_of(trainer: Any, label: int | None) -> dict[str, dict[str, fl
 
     Both are measured in the masks, as `nnunet_ssl hc` does; nothing where no label is a head.
     """
-    from nnunet_ssl.commands.hc import measure
-    from nnunet_ssl.data.dataset_reader import DatasetReader
-
     if label is None:
         return {}
     ending = trainer.dataset_json["file_ending"]
@@ -138,7 +88,3 @@ def circumferences_of(trainer: Any, label: int | None) -> dict[str, dict[str, fl
         known = [ellipse.circumference() for ellipse in ellipses if ellipse is not None]
         errors[file.name.removesuffix(ending)] = round(abs(known[0] - known[1]), 4) if len(known) == 2 else None
     return {"circumference_error": errors}
-
-
-if __name__ == "__main__":
-    main()

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from nnunet_ssl.data.loaders import batches_on_device
+from nnunet_ssl.data.preprocessed_images import write_json_atomically
+
 MEASURED_AT = (0.3, 0.6, 0.9)  # of the run
 BATCHES = 2  # the last ones of an epoch
 
@@ -37,7 +40,7 @@ def measure_during(trainer: Any, file: Path) -> None:  # noqa: ANN401 - a traine
         if any(isclose(over, when) for when in MEASURED_AT) and trainer.stages.at(over) == "main":
             norms = json.loads(file.read_text()) if file.exists() else {}
             norms[f"{over:g}"] = gradient_norms(trainer, list(last))
-            file.write_text(json.dumps(norms))
+            write_json_atomically(norms, file)
 
     trainer.train_step, trainer.on_train_epoch_end = train_step, on_train_epoch_end
 
@@ -50,8 +53,6 @@ def gradient_norms(trainer: Any, batches: Sequence[dict[str, Any]]) -> Norms:  #
 
 
 def _norms_of(trainer: Any, batch: dict[str, Any]) -> Norms:  # noqa: ANN401
-    from nnunet_ssl.data.loaders import batches_on_device
-
     norms: Norms = {}
     trainer.observer.start_step(0)
     with trainer.step.autocast():

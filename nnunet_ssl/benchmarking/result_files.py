@@ -1,6 +1,6 @@
 """The JSON files of finished runs, one for each, from which every table of results is made.
 
-    benchmarks/results/EXPERIMENT/TRAINER__VARIANT__seedN.json
+    RESULTS/EXPERIMENT/TRAINER__VARIANT__seedN.json
 
 They hold no path and no name of a machine. A result is stale once the file of its trainer, or the training step that
 all trainers of this package share, is another one than that which it was made with.
@@ -20,10 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).with_name("results")
-TRAINERS = ROOT / "trainers"
-STEP = ROOT / "nnunet_ssl" / "training" / "step.py"
+import nnunet_ssl
+
+PACKAGE = Path(nnunet_ssl.__file__).resolve().parent
+ROOT = PACKAGE.parent  # of the checkout, if the package is installed from one that can be edited
+TRAINERS = Path(*importlib.util.find_spec("nnunet_ssl.trainers").submodule_search_locations)
+STEP = PACKAGE / "training" / "step.py"
 CODE = ("nnunet_ssl", "trainers", "benchmarks", ":(exclude)benchmarks/results")  # what a result may depend on
 BASELINE = "nnUNetTrainer"
 DEFAULT, ALL_LABELED = "default", "all"  # variants: no option given; a training with every label
@@ -52,7 +54,7 @@ class Run:
         """The name of its files."""
         return f"{self.trainer}__{self.variant}__seed{self.seed}"
 
-    def file(self, results: Path = RESULTS) -> Path:
+    def file(self, results: Path) -> Path:
         """Return where its result lies once it is finished."""
         return results / self.experiment / f"{self.name}.json"
 
@@ -63,7 +65,7 @@ def variant_of(options: Mapping[str, str]) -> str:
     return re.sub(r"[^\w.=,+-]", "-", words) or DEFAULT
 
 
-def read_results(experiment: str, results: Path = RESULTS) -> dict[Run, Result]:
+def read_results(experiment: str, results: Path) -> dict[Run, Result]:
     """Return what the finished runs of an experiment left, by the names of their files.
 
     Raises:
@@ -75,7 +77,7 @@ def read_results(experiment: str, results: Path = RESULTS) -> dict[Run, Result]:
             content = json.loads(file.read_text())
             run = Run(experiment, content["trainer"], content["variant"], content["seed"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is no result of label_efficiency.py: {error!r}") from None
+            raise ValueError(f"{file} is no result of nnunet_ssl benchmark: {error!r}") from None
         if run.name != file.stem:
             raise ValueError(f"{file} holds the result of {run.name}")
         found[run] = content
@@ -134,10 +136,20 @@ def _outline(node: Any) -> Any:  # noqa: ANN401 - a syntax tree, or a part of on
 def code_of(trainer: str) -> dict[str, Any]:
     """Return the commit of the code, whether it was changed since ("dirty"), and the digests of `digests`.
 
-    Without git, or outside of a checkout, the commit is None.
+    Without git, or where the package is not installed from a checkout, its version stands instead of the commit.
     """
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--", *CODE))} | digests(trainer)
+    commit = commit_of_checkout()
+    dirty = commit is not None and bool(_git("status", "--porcelain", "--", *CODE))
+    return {"commit": commit or f"nnunet_ssl {version('nnunet_ssl')}", "dirty": dirty} | digests(trainer)
+
+
+def commit_of_checkout() -> str | None:
+    """Return the commit of the checkout that the package is installed from; None if it is from none.
+
+    A folder of packages may lie in a repository of something else.
+    """
+    top = _git("rev-parse", "--show-toplevel")
+    return _git("rev-parse", "--short=12", "HEAD") if top is not None and Path(top).resolve() == ROOT else None
 
 
 def versions() -> dict[str, str]:

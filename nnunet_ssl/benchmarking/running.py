@@ -1,0 +1,154 @@
+"""Running the trainings of a comparison, each in a process of its own that can be ended and goes on later."""
+
+import os
+import shlex
+import shutil
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import STDOUT, Popen
+
+from nnunet_ssl.benchmarking.experiment import length
+from nnunet_ssl.benchmarking.planning import Planned
+from nnunet_ssl.benchmarking.result_files import Result, code_of
+from nnunet_ssl.data.preprocessed_images import read_json, write_json_atomically
+from nnunet_ssl.training.interruption import signals_interrupt
+from nnunet_ssl.training.run_lock import LOCK, locked
+
+FACTS, LOG = "facts.json", "log.txt"  # in the folder of a training
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a benchmark writes: the folders of its trainings, by experiment, and the files of finished ones."""
+
+    output: Path
+    results: Path
+
+    def of(self, planned: Planned) -> Path:
+        """Return the folder of a training: its log, its checkpoints, and what it is trained on."""
+        return self.output / planned.run.experiment / planned.run.name
+
+
+@dataclass
+class Trainings:
+    """Trainings in processes of their own, which can be ended together.
+
+    Attributes:
+        places: where they write.
+        threads: that torch may use in each.
+    """
+
+    places: Places
+    threads: int
+    has_ended: bool = False
+    _processes: list[Popen] = field(default_factory=list)
+    _starting: threading.RLock = field(default_factory=threading.RLock)  # a signal may come while one is handled
+
+    def run(self, planned: Planned) -> int:
+        """Run one training to its end and return its exit code; its output goes to a file."""
+        place = self.places.of(planned)
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(place, print):
+                code = self._run(planned, prepare(planned, place))
+        except ValueError as error:  # another process has it, or its data set has become unreadable
+            print(f"{planned.run.experiment}/{planned.run.name}: {error}", flush=True)
+            return 1
+        if code == 0:
+            state = "done"
+        elif self.has_ended:
+            state = "interrupted, the same command goes on with it"
+        else:
+            state = f"FAILED, see {place / LOG}: {last_line(place / LOG)}"
+        print(f"{planned.run.experiment}/{planned.run.name}: {state}", flush=True)
+        return code
+
+    def end(self) -> None:
+        """Ask what runs to save and end, and start nothing more."""
+        with self._starting:
+            if not self.has_ended:
+                self.has_ended = True
+                for process in self._processes:
+                    process.terminate()
+
+    def _run(self, planned: Planned, place: Path) -> int:
+        files = [str(run.file(self.places.results)) for run in planned.runs]
+        command = [sys.executable, "-P", "-m", "nnunet_ssl.benchmarking.one_training", str(place), *files]
+        with (place / LOG).open("a") as log:
+            with self._starting:
+                if self.has_ended:
+                    return 1
+                process = Popen(command, stdout=log, stderr=STDOUT, env=self._environment(planned, place))
+                self._processes.append(process)
+            code = process.wait()
+        self._processes.remove(process)
+        return code
+
+    def _environment(self, planned: Planned, place: Path) -> dict[str, str]:
+        facts = planned.facts
+        options = length(facts["setting"]) | {"seed": facts["seed"]} | facts["options"]
+        return os.environ | {
+            "nnUNet_preprocessed": str(place / "preprocessed"),
+            "nnUNet_results": str(place / "results"),
+            "OMP_NUM_THREADS": str(self.threads),
+            "nnUNet_ssl_options": " ".join(shlex.quote(f"{name}={value}") for name, value in options.items()),
+        }
+
+
+def run_all(pending: Sequence[Planned], places: Places, jobs: int) -> list[int]:
+    """Run trainings, so many at a time, and return their exit codes.
+
+    SIGINT and SIGTERM are passed on to what runs, and end the process when that has ended.
+    """
+    trainings = Trainings(places, threads=max(1, usable_cores() // jobs))
+    with signals_interrupt(is_first_process=True), ThreadPoolExecutor(jobs) as executor:
+        futures = [executor.submit(trainings.run, planned) for planned in pending]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            trainings.end()
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which a cluster limits."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare(planned: Planned, place: Path) -> Path:
+    """Make the folder of a training ready, as it was interrupted or new, and return it.
+
+    What was begun with other code, versions or data is not gone on with.
+    """
+    planned.facts["code"] = code_of(planned.run.trainer)  # may have changed while those before were trained
+    before = read_json(place / FACTS)
+    if (place / FACTS).exists() and (before is None or not is_same_run(before, planned.facts)):
+        print(f"{planned.run.name} was begun with other code, versions or data, and begins again")
+        for one in place.iterdir():
+            if not one.name.startswith(LOCK):
+                shutil.rmtree(one) if one.is_dir() else one.unlink()
+    experiment = planned.experiment
+    experiment.lay_preprocessed(place / "preprocessed" / experiment.source.name, planned.split)
+    if not (place / FACTS).exists():
+        write_json_atomically(planned.facts, place / FACTS)
+    return place
+
+
+def is_same_run(before: Result, now: Result) -> bool:
+    """Return whether nothing differs but the commit, where its change does not touch the trainer or the step."""
+    code = {"commit": None, "dirty": None}
+    return all(before.get(key) == value for key, value in now.items() if key != "code") and (
+        before["code"] | code == now["code"] | code
+    )
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that says something."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it is empty")

@@ -1,0 +1,179 @@
+"""What stands in tables of results, and what cannot be compared."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from nnunet_ssl.benchmarking.result_files import Run
+from nnunet_ssl.benchmarking.rows import Table, dice_of_cases, remarks, rows_of
+from nnunet_ssl.benchmarking.tables import setting_of
+from tests.benchmarking.written_results import SETTING, TABLE, lines, write, write_finished
+
+
+@pytest.fixture
+def finished(tmp_path):
+    return write_finished(tmp_path)
+
+
+# ---- the arithmetic, by hand ----
+
+
+def test_a_table_by_hand(finished):
+    """The gains of the cases, over both seeds, are 1.5, 2.5, ... 6.5 points: mean 4, sd sqrt(3.5), t(5) = 2.5706."""
+    half = 2.5705818 * math.sqrt(3.5) / math.sqrt(6)
+    assert lines(finished) == [
+        "| trainer | seed 1 | seed 2 | difference to `nnUNetTrainer` (95 % interval) | cost of a step | commit |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| `nnUNetTrainer` | 0.5000 | 0.5000 |  | 1 | 0123456789ab |",
+        f"| `nnUNetTrainerBCP` | 0.5350 | 0.5450 | +0.0400 (+{(4 - half) / 100:.4f} to +{(4 + half) / 100:.4f}) | 2.33 "
+        "| 0123456789ab |",
+        "| `nnUNetTrainer`, all 96 labeled | 0.9000 | 0.9000 | +0.4000 (+0.4000 to +0.4000) | 1 | 0123456789ab |",
+    ]
+
+
+def test_a_rival_is_compared_over_draws_and_cases(finished):
+    """The baseline is 4 points below: 3.5 and 4.5 in the two draws, 1.5 to 6.5 over the cases."""
+    table = replace(TABLE, columns=("trainer", "rival"), rival="nnUNetTrainerBCP__default")
+    head, _, plain, rival, upper = lines(finished, table)
+    assert "difference to `nnUNetTrainerBCP` (95 % interval over draws and cases)" in head
+    assert rival == "| `nnUNetTrainerBCP` |  |"
+    low, high = (float(number) for number in re.findall(r"[+-]0\.\d+(?= to|\))", plain)[:2])
+    assert plain.startswith("| `nnUNetTrainer` | -0.0400 (")
+    assert -0.0600 < low < -0.0515
+    assert -0.0285 < high < -0.0200
+    assert "+0.3600 (+0.34" in upper
+    with pytest.raises(ValueError, match="needs two or more trainings"):
+        lines(finished, replace(table, seeds=(1,)))
+
+
+def test_a_label_that_nobody_has_is_left_out(tmp_path):
+    result = write(
+        tmp_path, "nnUNetTrainer", 1, {"a": {"1": 0.2, "2": None}, "b": {"1": 0.4, "2": 0.8}, "c": {"1": None}}
+    )
+    assert dice_of_cases(result) == pytest.approx({"a": 0.2, "b": 0.6})
+
+
+def test_distances_are_means_of_what_is_defined(tmp_path):
+    for seed, distance in ((1, 2.0), (2, 6.0)):
+        write(
+            tmp_path, "nnUNetTrainer", seed, {"a": 0.5}, hd95={"a": {"1": distance, "2": 1.0}}, asd={"a": {"1": None}}
+        )
+    table = Table("mine", (1, 2), columns=("hd95", "asd"))
+    assert lines(tmp_path, table)[::2] == ["| 95HD (mm) | ASD (mm) |", "| 2.50 | none, 2 undefined |"]
+    write(tmp_path, "nnUNetTrainer", 2, {"a": 0.5})
+    assert lines(tmp_path, table)[2] == "|  |  |"
+
+
+def test_the_interval_is_over_patients(tmp_path):
+    """Of two patients, one of whom has two cases: (0.1 + 0.3) / 2 = 0.2 and 0.4; no interval of so few."""
+    setting = SETTING | {"patient_pattern": r"p\d"}
+    write(tmp_path, "nnUNetTrainer", 1, dict.fromkeys(("p1_a", "p1_b", "p2_a"), 0.5), setting=setting)
+    write(tmp_path, "nnUNetTrainerBCP", 1, {"p1_a": 0.6, "p1_b": 0.8, "p2_a": 0.9}, setting=setting)
+    assert "| 0.7667 | +0.3000 | 2.33 |" in lines(tmp_path, replace(TABLE, seeds=(1,)))[3]
+
+
+def test_a_row_says_what_its_trainings_ran_on(tmp_path):
+    table = Table("mine", (1, 2), columns=("device",))
+    for seed, device in ((1, "cpu"), (2, "cuda")):
+        write(tmp_path, "nnUNetTrainer", seed, {"a": 0.5})
+        write(tmp_path, "nnUNetTrainerBCP", seed, {"a": 0.6}, device=device)
+    assert lines(tmp_path, table)[2:] == ["| CPU |", "| CPU, GPU |"]
+
+
+# ---- which rows ----
+
+
+def test_folds_are_shown_as_one(tmp_path):
+    """The mean over all cases, not over folds; the distances too, and the interval is of all patients."""
+    folds = {"one": {"a": 0.5}, "two": {"b": 0.5, "c": 0.5}}
+    for number, (name, cases) in enumerate(folds.items()):
+        setting = SETTING | {"fold": f"own split, fold {number}"}
+        for trainer, gain in (("nnUNetTrainer", 0.0), ("nnUNetTrainerBCP", 0.3 * number)):
+            split = {"labeled": 4 + number, "unlabeled": 8, "validation": len(cases), "digest": name}
+            known = {
+                "hd95": {case: {"1": 2.0 + number} for case in cases},
+                "circumference_error": {case: None if case == "c" else 1.0 + number for case in cases},
+            }
+            result = write(tmp_path, trainer, 1, {c: v + gain for c, v in cases.items()}, setting=setting, split=split)
+            place = tmp_path / name
+            place.mkdir(exist_ok=True)
+            run = Run("mine", trainer, "default", 1)
+            run.file(tmp_path).unlink()
+            (place / f"{run.name}.json").write_text(json.dumps(result | known))
+    table = Table("both", (1,), ("one", "two"), columns=("seeds", "difference", "hd95", "circumference"))
+    assert lines(tmp_path, table)[2:] == [
+        "| 0.5000 |  | 2.67 | 1.50, 1 without |",
+        "| 0.7000 | +0.2000 | 2.67 | 1.50, 1 without |",
+    ]
+    words = setting_of(rows_of(table, tmp_path))
+    assert "4 to 5 labeled, 8 unlabeled and 3 validation cases (all folds of the data set's own split" in words
+    for file in (tmp_path / "two").glob("*BCP*"):
+        file.unlink()
+    assert len(lines(tmp_path, table)) == 3  # a row needs all folds
+
+
+def test_folds_with_a_case_in_common_are_refused(tmp_path):
+    for name in ("one", "two"):
+        result = write(tmp_path, "nnUNetTrainer", 1, {"a": 0.5})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "nnUNetTrainer__default__seed1.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="cases in common"):
+        lines(tmp_path, Table("both", (1,), ("one", "two")))
+
+
+def test_only_complete_rows_are_shown_and_the_others_named(finished):
+    assert not any("URPC" in line for line in lines(finished))
+    assert "not shown: mine/nnUNetTrainerURPC__default, without seed 2" in remarks({"mine": TABLE}, finished)
+    assert [line.split(" | ")[0] for line in lines(finished, Table("mine", (1,)))[2:]] == [
+        "| `nnUNetTrainer`",
+        "| `nnUNetTrainerURPC`",  # + 10 points
+        "| `nnUNetTrainerBCP`",  # + 3.5
+        "| `nnUNetTrainer`, all 96 labeled",
+    ]
+
+
+def test_without_the_baseline_there_is_no_table(finished):
+    Run("mine", "nnUNetTrainer", "default", 2).file(finished).unlink()
+    assert lines(finished) == ["No finished runs yet."]
+
+
+def test_rows_columns_and_order_can_be_chosen(finished):
+    table = Table("mine", (1,), rows=("nnUNetTrainer__default", "*BCP*"), columns=("trainer", "minutes"), sort="name")
+    chosen = ["| trainer | minutes |", "| --- | --- |", "| `nnUNetTrainer` | 1.5 |", "| `nnUNetTrainerBCP` | 1.5 |"]
+    assert lines(finished, table) == chosen
+
+
+def test_a_variant_and_a_changed_tree_are_said(finished):
+    code = {"commit": "ba9876543210", "dirty": True, "trainer": None, "step": None}
+    cases = dict.fromkeys([f"case{number}" for number in range(6)], 0.4)
+    write(finished, "nnUNetTrainerBCP", 1, cases, "box_side=0.5,ema_decay=0.9", code=code)
+    write(finished, "nnUNetTrainerBCP", 2, cases, "box_side=0.5,ema_decay=0.9")
+    row = lines(finished)[4]
+    assert row.startswith("| `nnUNetTrainerBCP`, box_side=0.5, ema_decay=0.9 | 0.4000 | 0.4000 | -0.1000 (-0.1000 to -")
+    assert row.endswith("| ba9876543210 and changes, 0123456789ab |")
+
+
+def test_stale_results_are_named_and_shown(finished):
+    """Their digest of 64 zeros is not that of the file."""
+    assert "stale: mine/nnUNetTrainerBCP__default__seed2" in remarks({"mine": TABLE}, finished)
+    assert any("nnUNetTrainerBCP" in line for line in lines(finished))
+
+
+# ---- what cannot be compared ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"setting": SETTING | {"steps": 40}}, "was trained in another setting than nnUNetTrainer"),
+        ({"split": {"labeled": 2, "digest": "other"}}, "was trained on another split than nnUNetTrainer"),
+        ({"dice": {"case0": {"1": 0.5}}}, "has other validation cases than nnUNetTrainer"),
+    ],
+)
+def test_what_differs_in_more_than_the_trainer_is_refused(finished, changes, problem):
+    write(finished, "nnUNetTrainerBCP", 2, **{"dice": {}} | changes)
+    with pytest.raises(ValueError, match=f"mine: nnUNetTrainerBCP, default, seed 2 {problem}"):
+        rows_of(TABLE, finished)
