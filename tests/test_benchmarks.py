@@ -1,5 +1,6 @@
 """What the benchmarks of time and memory measure."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
