@@ -6,7 +6,6 @@ cases are made here by the first stage of the same trainer and fold.
 
 import time
 from contextlib import nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,16 @@ class CascadeTrainer(PoolTrainer):
 
     _pool: UnlabeledPool | None = None  # once it is known
 
-    @cached_property
-    def _previous_stage(self) -> PreviousStage:
-        return self._stage(
-            self.configuration_manager.previous_stage_name, Path(self.folder_with_segs_from_previous_stage)
-        )
+    def look_for_first_stage_beside(self, model: Path) -> None:
+        """Look beside a model of this configuration, instead of beside the folder that this trainer writes to."""
+        if self.is_cascaded:
+            folder = f"{model.name.rpartition('__')[0]}__{self.configuration_manager.previous_stage_name}"
+            segmentations = model.with_name(folder) / "predicted_next_stage" / self.configuration_name
+            self.folder_with_segs_from_previous_stage = str(segmentations)
+
+    def _previous_stage(self) -> PreviousStage:  # no property: nnU-Net's debug.json reads all of them
+        name, segmentations = self.configuration_manager.previous_stage_name, self.folder_with_segs_from_previous_stage
+        return self._stage(name, Path(segmentations))
 
     def _stage(self, configuration: str, segmentations: Path) -> PreviousStage:
         plans = self.plans_manager
@@ -47,13 +51,13 @@ class CascadeTrainer(PoolTrainer):
         super()._refuse_unfinished(cases)
         if self.is_cascaded:
             splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
-            self._previous_stage.refuse_missing(cases, Path(self.preprocessed_dataset_folder), splits, self.fold)
+            self._previous_stage().refuse_missing(cases, Path(self.preprocessed_dataset_folder), splits, self.fold)
 
     def _unlabeled_images(self, pool: UnlabeledPool) -> UnlabeledDataset:
         """Return the images of a pool; of a cascade's second stage with the segmentations of the first."""
         self._pool, images = pool, super()._unlabeled_images(pool)
         if self.is_cascaded:
-            stage = self._previous_stage
+            stage = self._previous_stage()
             of_first_stage = self._images_for(stage.configuration, pool)
             images.previous_stage = self._segment(stage, of_first_stage, self.configuration_name, images)
         return images
@@ -122,8 +126,9 @@ class CascadeTrainer(PoolTrainer):
             raise ValueError(
                 f"{file} has another network than {stage.configuration} of {plans.plans_name} has now: train it again"
             ) from error
-        predictor = predictor_of(self, network, configuration, checkpoint["inference_allowed_mirroring_axes"] or ())
-        return predictor, {"epoch": checkpoint["current_epoch"], "model": model_digest(network, predictor)}
+        axes = checkpoint.get("inference_allowed_mirroring_axes") or ()
+        predictor = predictor_of(self, network, configuration, axes)
+        return predictor, {"epoch": checkpoint.get("current_epoch", 0), "model": model_digest(network, predictor)}
 
     def _images_for(self, configuration: str, pool: UnlabeledPool) -> UnlabeledDataset:
         """Return the images of a pool as they are for any configuration; what is not preprocessed yet is made.
