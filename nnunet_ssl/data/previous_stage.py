@@ -61,7 +61,8 @@ class PreviousStage:
         if nowhere:
             how = (
                 f"It writes those of the cases that it validates, and no fold of {splits} validates {some(nowhere)}: "
-                f"make a split whose folds do, nnunet_ssl split {quote(self.dataset)} --labeled 100% --overwrite"
+                "make one whose folds do, of N labeled patients each, "
+                f"nnunet_ssl split {quote(self.dataset)} --labeled N --overwrite"
             )
         raise ValueError(
             f"{len(missing)} labeled cases have no segmentation by {self.configuration}, the previous stage, that fits "

@@ -48,8 +48,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
 
     def initialize(self) -> None:
         """Build networks, optimisers and loss with the settings of class, variant and options, in this order."""
-        patch_size = self.configuration_manager.patch_size
-        author_checks.refuse_configuration(type(self), self.configuration_name, patch_size)
+        author_checks.refuse_configuration(type(self), self.configuration_name, self.configuration_manager.patch_size)
         if not hasattr(self, "options"):
             self.options = run_state.options_at_start(type(self), self.output_folder, self.logger.resume)
         self._apply_settings()
@@ -279,8 +278,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict and score the validation cases with the inference network, if asked for with the others too.
 
-        What another network predicts lies in a folder of its name, student/validation for example. In a cascade's first
-        stage the unlabeled cases follow.
+        What another network predicts lies in a folder of its name, student/validation for example.
         """
         others = [name for name in self.networks.predictors() if name != self.inference_network()]
         for name in others if self.validate_all_networks else ():

@@ -144,10 +144,9 @@ class TwoStreamTrainer(nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple[TwoStreamLoader, Any]:
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
-        pool = self._collect_pool()
+        dataset = self._unlabeled_images(self._collect_pool())
         labeled, validation = self._loaders_of_nnunet()
         labeled = LabeledLoader(labeled)
-        dataset = self._unlabeled_images(pool)
         bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches
         foreground = self.pseudo_foreground_probability
         unlabeled = UnlabeledLoader(dataset, labeled, self.label_manager, self.VIEWS, bins, foreground)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -16,6 +17,7 @@ from torch.nn import functional
 from nnunet_ssl.data.pool_predictions import PoolPredictions
 from nnunet_ssl.data.preprocessed_images import open_array, open_image
 from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
 from nnunet_ssl.training.networks import bare
 from nnunet_ssl.training.whole_pool import WholePool
 from tests.conftest import (
@@ -218,7 +220,7 @@ def test_missing_segmentation_of_a_labeled_case_names_what_makes_it(dataset):
     ):
         started(dataset, MEAN_TEACHER)
     dataset.write_splits(BOTH_WAYS[:1])
-    with pytest.raises(ValueError, match=r"no fold of .*splits_final.json validates labeled1: make a split whose"):
+    with pytest.raises(ValueError, match=r"no fold of .*splits_final.json validates labeled1: make one whose folds do"):
         started(dataset, MEAN_TEACHER)
 
 
@@ -248,7 +250,7 @@ def test_unlabeled_case_that_the_first_stage_lacks_is_named(dataset):
         started(dataset, MEAN_TEACHER)
 
 
-def test_both_stages_one_after_the_other(dataset, segmented_cases):
+def test_both_stages_one_after_the_other(dataset, segmented_cases, tmp_path):
     """Each fold of the first stage, its validation, the second stage and its validation; nothing is segmented twice."""
     dataset.write_splits(BOTH_WAYS)
     for fold in (0, 1):
@@ -267,6 +269,25 @@ def test_both_stages_one_after_the_other(dataset, segmented_cases):
     assert not segmented_cases
     scores = json.loads(Path(second.output_folder, "validation", "summary.json").read_text())
     assert len(scores["metric_per_case"]) == 2
+    assert_predicts_as_nnunet(Path(second.output_folder).parent, tmp_path / "scan_0000.nii.gz")
+
+
+def assert_predicts_as_nnunet(model: Path, image: Path) -> None:
+    """What `pseudolabel` predicts of a scan is what nnUNetv2_predict does, stage after stage."""
+    noise = np.random.default_rng(5).normal(size=(24, 20, 22)).astype(np.float32)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(noise), str(image))
+    scan = image.with_name("scan")
+    for stage, before in ((FIRST_STAGE, None), (SECOND_STAGE, scan / FIRST_STAGE)):
+        predictor = nnUNetPredictor(perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
+        folder = model.with_name(f"{model.name.rpartition('__')[0]}__{stage}")
+        predictor.initialize_from_trained_model_folder(str(folder), [0], "checkpoint_final.pth")
+        (scan / stage).mkdir(parents=True)
+        files = [[str(image)]], str(scan / stage), False, True, before and str(before)
+        predictor.predict_from_files_sequential(*files)
+    expected = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(scan / SECOND_STAGE / "scan.nii.gz")))
+    found = PoolPredictor(model, "0", "checkpoint_final.pth", torch.device("cpu")).predict([image])
+    assert np.array_equal(found.labels, expected)
+    assert expected.any()
 
 
 def test_validation_alone_leaves_the_unlabeled_cases_to_the_second_stage(dataset, segmented_cases, capsys):
