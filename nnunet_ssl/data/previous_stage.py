@@ -44,6 +44,14 @@ class PreviousStage:
         validates = " --val" if self.final_checkpoint(fold).is_file() else ""
         return f"nnUNetv2_train {' '.join(names)}{validates}"
 
+    def refuse_untrained(self, fold: int | str) -> None:
+        """Raise a ValueError if the first stage is not trained to its end, so that no unlabeled case is segmented."""
+        if not (file := self.final_checkpoint(fold)).is_file():
+            raise ValueError(
+                f"the previous stage, {self.configuration}, has to segment the unlabeled cases, and there is no "
+                f"{file}: {self.command(fold)}"
+            )
+
     def refuse_missing(self, cases: Iterable[str], images: Path, splits: Path, fold: int | str) -> None:
         """Raise a ValueError if labeled cases have no segmentation by the first stage, or one of another shape.
 

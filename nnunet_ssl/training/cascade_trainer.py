@@ -57,9 +57,11 @@ class CascadeTrainer(PoolTrainer):
         """Return the images of a pool; of a cascade's second stage with the segmentations of the first."""
         self._pool, images = pool, super()._unlabeled_images(pool)
         if self.is_cascaded:
-            stage = self._previous_stage()
-            of_first_stage = self._images_for(stage.configuration, pool)
-            images.previous_stage = self._segment(stage, of_first_stage, self.configuration_name, images)
+            stage, is_first = self._previous_stage(), self.local_rank == 0
+            stage.refuse_untrained(self.fold)
+            of_first_stage, folder = self._images_for(stage.configuration, pool), stage.run_folder(self.fold)
+            with run_lock.locked(folder, self.print_to_log_file) if is_first else nullcontext():
+                images.previous_stage = self._segment(stage, of_first_stage, self.configuration_name, images)
         return images
 
     def segment_for_next_stages(self) -> None:
@@ -73,8 +75,8 @@ class CascadeTrainer(PoolTrainer):
                 self.print_to_log_file(f"A training of {name} will segment the unlabeled cases, at its beginning")
                 continue
             stage = self._stage(self.configuration_name, Path(self.output_folder_base, "predicted_next_stage", name))
-            images = self._images_for(self.configuration_name, pool)
-            self._segment(stage, images, name, self._images_for(name, pool))
+            with self._alone_and_interruptible():
+                self._segment(stage, self._unlabeled_images(pool), name, self._images_for(name, pool))
 
     def _segment(
         self, stage: PreviousStage, images: UnlabeledDataset, next_stage: str, next_images: UnlabeledDataset
@@ -88,20 +90,18 @@ class CascadeTrainer(PoolTrainer):
             next_images: as that takes them.
 
         Raises:
-            ValueError: the first stage is not trained, or its model is of other plans.
+            ValueError: its model is of other plans.
         """
-        started, folder = time.perf_counter(), stage.run_folder(self.fold)
+        started, root = time.perf_counter(), stage.run_folder(self.fold) / UNLABELED / next_stage
         predictor, made_by = self._model_of(stage)
         shapes = {case: open_image(place, case).shape[1:] for case, place in next_images.folders.items()}
         patch_size = self.plans_manager.get_configuration(next_stage).patch_size
         pool = PoolForNextStage(images, predictor, self.print_to_log_file, shapes, patch_size)
-        is_first = self.local_rank == 0
-        with run_lock.locked(folder, self.print_to_log_file) if is_first else nullcontext():
-            if is_first:
-                begin_round(folder / UNLABELED / next_stage, made_by, {})
-            distributed.wait_for_all()
-            segmented = open_round(folder / UNLABELED / next_stage, made_by)
-            done = pool.predict(segmented, None)
+        if self.local_rank == 0:
+            begin_round(root, made_by, {})
+        distributed.wait_for_all()
+        segmented = open_round(root, made_by)
+        done = pool.predict(segmented, None)
         seconds = time.perf_counter() - started
         what = f"Unlabeled cases segmented by {stage.configuration} for {next_stage}: {done} of {len(shapes)}"
         self.print_to_log_file(f"{what} in {seconds:.1f} s; all are in {segmented.folder}")
@@ -109,13 +109,8 @@ class CascadeTrainer(PoolTrainer):
 
     def _model_of(self, stage: PreviousStage) -> tuple[nnUNetPredictor, dict[str, Any]]:
         """Return the model of a first stage, and what its segmentations are known by: epochs, digest of the weights."""
-        file = stage.final_checkpoint(self.fold)
-        if not file.is_file():
-            raise ValueError(
-                f"the previous stage, {stage.configuration}, has to segment the unlabeled cases, and there is no "
-                f"{file}: {stage.command(self.fold)}"
-            )
-        checkpoint, plans = load_model(file), self.plans_manager
+        file, plans = stage.final_checkpoint(self.fold), self.plans_manager
+        checkpoint = load_model(file)
         configuration = plans.get_configuration(stage.configuration)
         channels = determine_num_input_channels(plans, configuration, self.dataset_json)
         heads = self.label_manager.num_segmentation_heads

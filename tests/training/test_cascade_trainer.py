@@ -225,7 +225,7 @@ def test_missing_segmentation_of_a_labeled_case_names_what_makes_it(dataset):
 
 
 def test_first_stage_that_is_not_trained_is_named(dataset):
-    (dataset.write_first_stage(MEAN_TEACHER.__name__) / "checkpoint_final.pth").unlink()
+    shutil.rmtree(dataset.write_first_stage(MEAN_TEACHER.__name__))
     command = f"nnUNetv2_train Dataset999_Tiny 3d_lowres 0 -tr {MEAN_TEACHER.__name__} -p nnUNetPlans"
     with pytest.raises(
         ValueError, match=f"3d_lowres, has to segment the unlabeled cases, .*checkpoint_final.pth: {command}$"
