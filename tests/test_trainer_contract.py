@@ -183,23 +183,19 @@ def test_second_stage_of_a_cascade(tiny_dataset, trainer_class):
         ):
             make_trainer(dataset, trainer_class).initialize()
         return
-    trainer = started(dataset, trainer_class)
-    trainer.current_epoch = 1
-    batch = next(trainer.dataloader_train)
-    image = batch["unlabeled"][next(view for view in trainer_class.VIEWS if view != "pseudo_label")]
-    assert image.shape[:2] == batch["data"].shape[:2] == (2, 3)
-    assert trainer.image_channels == 1
-    assert set(image[:, 1:].unique().tolist()) <= {0.0, 1.0}
-    weights = []
+    weights, batch = [], None
     for factor in (1.0, 0.0):  # with the segmentation, and without
-        again = started(dataset, trainer_class)
-        again.current_epoch = 1
+        trainer = started(dataset, trainer_class)
+        trainer.current_epoch = 1
+        batch = next(trainer.dataloader_train) if batch is None else batch
         views = {name: view.clone() for name, view in batch["unlabeled"].items() if isinstance(view, torch.Tensor)}
         for i, name in enumerate(sorted(views.keys() - {"pseudo_label"}), start=1):
+            assert views[name].shape[:2] == batch["data"].shape[:2] == (2, 3)
+            assert set(views[name][:, trainer.image_channels :].unique().tolist()) <= {0.0, 1.0}
             views[name] *= torch.tensor([i, factor, factor]).view(1, 3, 1, 1, 1)  # views differ in their intensities
         for _ in range(STEPS_UNTIL_UNLABELED.get(trainer_class.__name__, 1)):
-            assert np.isfinite(again.train_step(batch | {"unlabeled": batch["unlabeled"] | views})["loss"])
-        weights.append(parameters_of(bare(again.network)))
+            assert np.isfinite(trainer.train_step(batch | {"unlabeled": batch["unlabeled"] | views})["loss"])
+        weights.append(parameters_of(bare(trainer.network)))
     assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 

@@ -35,7 +35,7 @@ class PoolPredictor:
     """A trained model, and the other network of its training if it has one; of a cascade the first stage's too."""
 
     def __init__(self, model: Path, fold: str, checkpoint_name: str, device: torch.device) -> None:
-        """Load the model, of a first stage the final one; a ValueError names what is damaged, missing or misfit."""
+        """Load the model; a ValueError names what is damaged, missing or does not fit."""
         file = model / f"fold_{fold}" / checkpoint_name
         checkpoint = load_model(file)
         refuse_missing_trainer(checkpoint["trainer_name"], file)
