@@ -12,7 +12,7 @@ from typing import Any
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-from nnunet_ssl.data.labeled_cases import labeled_files, preprocessing_command
+from nnunet_ssl.data.labeled_cases import labeled_files
 from nnunet_ssl.data.pool_predictions import PoolPredictions, begin_round, open_round
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset, image_file, open_image
 from nnunet_ssl.data.previous_stage import PreviousStage
@@ -131,27 +131,20 @@ class CascadeTrainer(PoolTrainer):
         Raises:
             ValueError: a case is not preprocessed for it, and cannot be.
         """
-        if outdated := self._outdated_for(configuration, pool):
-            self._preprocess(self._preprocessing_for(configuration), outdated)
         preprocessing, plans = self._preprocessing_for(configuration), self.plans_manager
-        identifier = plans.get_configuration(configuration).data_identifier
-        labeled_folder = Path(self.preprocessed_dataset_folder_base, identifier)
-        own = self._preprocessing.preprocessed
-        folders = {
-            case: preprocessing.preprocessed if folder == own else labeled_folder
-            for case, folder in pool.folders.items()
-        }
-        labeled = labeled_files(labeled_folder, plans.dataset_name, plans.plans_name, configuration)
-        remedies = {
-            preprocessing.preprocessed: preprocessing.command,
-            labeled_folder: preprocessing_command(plans.dataset_name, plans.plans_name, configuration),
-        }
-        for folder, remedy in remedies.items():
-            cases = [case for case, one in folders.items() if one == folder and image_file(folder, case) is None]
+        if outdated := self._outdated_for(configuration, pool):
+            self._preprocess(preprocessing, outdated)
+        folder = Path(self.preprocessed_dataset_folder_base, plans.get_configuration(configuration).data_identifier)
+        labeled = labeled_files(folder, plans.dataset_name, plans.plans_name, configuration)
+        unlabeled, own = preprocessing.files, self._preprocessing.preprocessed
+        folders = {case: (unlabeled if one == own else labeled).folder for case, one in pool.folders.items()}
+        for files in (unlabeled, labeled):
+            cases = [case for case, one in folders.items() if one == files.folder and image_file(one, case) is None]
             if cases:
-                raise ValueError(f"unlabeled cases are not preprocessed for {configuration}: {some(cases)}. {remedy}")
-        files = {one.folder: one for one in (preprocessing.files, labeled)}
-        return UnlabeledDataset(folders, preprocessing.preprocessed, files)
+                raise ValueError(
+                    f"unlabeled cases are not preprocessed for {configuration}: {some(cases)}. {files.remedy}"
+                )
+        return UnlabeledDataset(folders, unlabeled.folder, {one.folder: one for one in (unlabeled, labeled)})
 
     def _outdated_for(self, configuration: str, pool: UnlabeledPool) -> list[str]:
         """Return the cases of imagesUn that are to be preprocessed for a configuration."""

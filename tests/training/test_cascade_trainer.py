@@ -18,6 +18,7 @@ from nnunet_ssl.data.pool_predictions import PoolPredictions
 from nnunet_ssl.data.preprocessed_images import open_array, open_image
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
+from nnunet_ssl.training import distributed
 from nnunet_ssl.training.networks import bare
 from nnunet_ssl.training.whole_pool import WholePool
 from tests.conftest import (
@@ -248,6 +249,28 @@ def test_unlabeled_case_that_the_first_stage_lacks_is_named(dataset):
         ValueError, match="not preprocessed for 3d_lowres: unlabeled2. nnunet_ssl preprocess -d .*3d_lowres"
     ):
         started(dataset, MEAN_TEACHER)
+
+
+def test_what_is_not_preprocessed_for_the_first_stage_is_made_by_one_process(dataset):
+    dataset.images_un.mkdir(parents=True)
+    noise = np.random.default_rng(3).normal(size=(20, 22, 24)).astype(np.float32)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(noise), str(dataset.images_un / "scan_0000.nii.gz"))
+    trainer = make_trainer(dataset, MEAN_TEACHER)
+    trainer.initialize()
+    pool = trainer._collect_pool()
+    trainer.is_ddp = True
+    with pytest.raises(RuntimeError, match="nnunet_ssl preprocess -d Dataset999_Tiny -c 3d_lowres -p nnUNetPlans"):
+        trainer._unlabeled_images(pool)
+    trainer.is_ddp = False
+    images = trainer._unlabeled_images(pool)
+    assert images.previous_stage.labels("scan").shape == open_image(images.folders["scan"], "scan").shape[1:]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_segments_its_share(dataset, segmented_cases, monkeypatch, rank):
+    monkeypatch.setattr(distributed, "place_among_processes", lambda: (rank, 2))
+    started(dataset, MEAN_TEACHER)
+    assert segmented_cases == POOL[rank::2]
 
 
 def test_both_stages_one_after_the_other(dataset, segmented_cases, tmp_path):
