@@ -25,6 +25,7 @@ import torch
 from nnunetv2.training.dataloading import data_loader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.data.stamps import folder_of
@@ -33,6 +34,7 @@ from tests.warm_processes import WARM
 
 DATASET = "Dataset999_Tiny"
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"  # real data, where they are at hand
+FIRST_STAGE, SECOND_STAGE, NEXT_STAGE = "3d_lowres", "3d_cascade_fullres", "predicted_next_stage"  # of a cascade
 torch.set_num_threads(1)
 
 
@@ -63,9 +65,14 @@ class Case:
     anisotropic: bool = False
     masked: bool = False  # normalised inside the image only
     stages: int = 3  # those beyond the third do not lower the resolution
+    cascade: bool = False  # the second stage of one, in 3d
 
     @property
     def configuration(self) -> str:
+        return SECOND_STAGE if self.cascade else self.configuration_of_data
+
+    @property
+    def configuration_of_data(self) -> str:
         return "3d_fullres" if self.dim == 3 else "2d"
 
     @property
@@ -91,7 +98,7 @@ class Case:
         network = "ResidualEncoderUNet" if self.residual else "PlainConvUNet"
         resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
         configuration = {
-            "data_identifier": f"nnUNetPlans_{self.configuration}",
+            "data_identifier": f"nnUNetPlans_{self.configuration_of_data}",
             "preprocessor_name": "DefaultPreprocessor",
             "batch_size": self.batch_size,
             "patch_size": self.patch_size,
@@ -127,6 +134,11 @@ class Case:
             },
             "batch_dice": dim == 2,
         }
+        configurations = {self.configuration_of_data: configuration}
+        if self.cascade:
+            smaller = {"spacing": [2.0] * 3, "patch_size": [8] * 3, "data_identifier": f"nnUNetPlans_{FIRST_STAGE}"}
+            configurations[FIRST_STAGE] = {"inherits_from": "3d_fullres", "next_stage": SECOND_STAGE} | smaller
+            configurations[SECOND_STAGE] = {"inherits_from": "3d_fullres", "previous_stage": FIRST_STAGE}
         return {
             "dataset_name": DATASET,
             "plans_name": "nnUNetPlans",
@@ -135,7 +147,7 @@ class Case:
             "image_reader_writer": "SimpleITKIO",
             "transpose_forward": [0, 1, 2],
             "transpose_backward": [0, 1, 2],
-            "configurations": {self.configuration: configuration},
+            "configurations": configurations,
             "experiment_planner_used": "ExperimentPlanner",
             "label_manager": "LabelManager",
             "foreground_intensity_properties_per_channel": {
@@ -165,7 +177,7 @@ class TinyDataset:
 
     @property
     def labeled_folder(self) -> Path:
-        return self.folder / f"nnUNetPlans_{self.case.configuration}"
+        return self.folder / f"nnUNetPlans_{self.case.configuration_of_data}"
 
     @property
     def unlabeled_folder(self) -> Path:
@@ -176,8 +188,10 @@ class TinyDataset:
         return self.root / "raw" / DATASET / "imagesUn"
 
     def write(self) -> "TinyDataset":
-        self.labeled_folder.mkdir(parents=True)
-        self.unlabeled_folder.mkdir()
+        for folder in (self.labeled_folder, self.unlabeled_folder):
+            folder.mkdir(parents=True)
+            if self.case.cascade:
+                self.in_first_stage(folder).mkdir()
         (self.root / "raw").mkdir()
         (self.root / "results").mkdir()
         plans, dataset_json = self.case.plans(), self.case.dataset_json()
@@ -190,6 +204,36 @@ class TinyDataset:
             self.write_case(self.unlabeled_folder, f"unlabeled{i}", seed=100 + i, has_label=False)
         self.write_splits([{"train": ["labeled0", "labeled1"], "val": ["labeled2", "labeled3"]}] * 2)
         return self
+
+    @staticmethod
+    def in_first_stage(folder: Path) -> Path:
+        return folder.with_name(folder.name.replace("3d_fullres", FIRST_STAGE))
+
+    @property
+    def segmented(self) -> Path:
+        """nnU-Net's folder of what the first stage has segmented of labeled cases, but for the name of the trainer."""
+        return self.root / "results" / DATASET / f"{{}}__nnUNetPlans__{FIRST_STAGE}" / NEXT_STAGE / SECOND_STAGE
+
+    def write_first_stage(self, trainer: str, fold: int | str = 0) -> Path:
+        """Write what a first stage leaves, segmentations of labeled cases and a model; return the folder of its run."""
+        segmented = Path(str(self.segmented).format(trainer))
+        segmented.mkdir(parents=True, exist_ok=True)
+        for i in range(4):
+            noise = np.random.default_rng(i).integers(0, self.case.num_classes, (5, 5, 5), dtype=np.uint8)
+            nnUNetDatasetBlosc2.save_seg(np.kron(noise, np.ones((4, 4, 4), np.uint8)), str(segmented / f"labeled{i}"))
+        plans = PlansManager(copy.deepcopy(self.case.plans()))
+        configuration, heads = plans.get_configuration(FIRST_STAGE), plans.get_label_manager(self.case.dataset_json())
+        run = segmented.parents[1] / f"fold_{fold}"
+        run.mkdir(exist_ok=True)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = nnUNetTrainer.build_network_architecture(
+                plans, configuration, 1, heads.num_segmentation_heads, False
+            )
+        model = {"network_weights": network.state_dict(), "trainer_name": trainer, "current_epoch": 2}
+        model |= {"init_args": {"configuration": FIRST_STAGE}, "inference_allowed_mirroring_axes": None}
+        torch.save(model, run / "checkpoint_final.pth")
+        return run
 
     def write_splits(self, splits: list[dict]) -> None:
         (self.folder / "splits_final.json").write_text(json.dumps(splits))
@@ -227,6 +271,12 @@ class TinyDataset:
         nnUNetDatasetBlosc2.save_case(
             image, seg, properties, str(folder / name), chunks=image.shape, blocks=image.shape
         )
+        if self.case.cascade:
+            image, seg = (np.ascontiguousarray(one[:, ::2, ::2, ::2]) for one in (image, seg))
+            where = {key: found[:, :] // [1, 2, 2, 2] for key, found in properties["class_locations"].items()}
+            target = str(self.in_first_stage(folder) / name)
+            properties = properties | {"class_locations": where}
+            nnUNetDatasetBlosc2.save_case(image, seg, properties, target, chunks=image.shape, blocks=image.shape)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -286,10 +336,22 @@ def is_at_hand(trainer_class: type) -> bool:
     return not hasattr(trainer_class, "encoder_weights") or importlib.util.find_spec(LIBRARY_OF_NETWORKS) is not None
 
 
-def make_trainer(dataset: TinyDataset, trainer_class: type, fold: int | str = 0, resume: bool = False, **settings):
-    """Construct a trainer as nnUNetv2_train does, with a length of a few steps."""
-    plans = dataset.case.plans() | {"continue_training": resume}
-    trainer = trainer_class(plans, dataset.case.configuration, fold, dataset.case.dataset_json(), torch.device("cpu"))
+def make_trainer(
+    dataset: TinyDataset,
+    trainer_class: type,
+    fold: int | str = 0,
+    resume: bool = False,
+    configuration: str | None = None,
+    **settings,
+):
+    """Construct a trainer as nnUNetv2_train does, with a length of a few steps; of a cascade it is the second stage."""
+    plans, configuration = (
+        dataset.case.plans() | {"continue_training": resume},
+        configuration or dataset.case.configuration,
+    )
+    if configuration == SECOND_STAGE and not Path(str(dataset.segmented).format(trainer_class.__name__)).exists():
+        dataset.write_first_stage(trainer_class.__name__, fold)
+    trainer = trainer_class(plans, configuration, fold, dataset.case.dataset_json(), torch.device("cpu"))
     defaults = {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1}
     if hasattr(trainer, "training_losses"):
         told = {name: of(dataset.case) for name, of in OPTIONS_OF_DATA.items() if hasattr(trainer_class, name)}

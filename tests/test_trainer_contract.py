@@ -61,6 +61,8 @@ EMPTY_AT_FIRST = {
 }
 # Epochs in which all networks have learned, where they learn in turn.
 EPOCHS_OF_ALL_NETWORKS = {"nnUNetTrainerMN": (0, 1)}
+# Steps until nnU-Net's network has learned from an unlabeled sample, where they are drawn into the labeled batch.
+STEPS_UNTIL_UNLABELED = {"nnUNetTrainerMN": 3}
 
 
 def rows_of(name: str) -> list[dict]:
@@ -170,6 +172,31 @@ def test_without_unsupervised_terms_the_step_is_nnunets(tiny_dataset, name, cell
     reference = parameters_of(plain.network)
     for name, value in parameters_of(bare(ours.network)).items():
         torch.testing.assert_close(value, reference[name], atol=1e-6, rtol=0)
+
+
+def test_second_stage_of_a_cascade(tiny_dataset, trainer_class):
+    """It learns from the first stage's segmentation of unlabeled cases too, or the class is refused by name."""
+    dataset = tiny_dataset(dim=3, num_classes=3, cascade=True)
+    if 3 not in trainer_class.DIMENSIONS:
+        with pytest.raises(
+            NotImplementedError, match=f"{trainer_class.__name__} is for 2-D patches.*3d_cascade_fullres"
+        ):
+            make_trainer(dataset, trainer_class).initialize()
+        return
+    weights, batch = [], None
+    for factor in (1.0, 0.0):  # with the segmentation, and without
+        trainer = started(dataset, trainer_class)
+        trainer.current_epoch = 1
+        batch = next(trainer.dataloader_train) if batch is None else batch
+        views = {name: view.clone() for name, view in batch["unlabeled"].items() if isinstance(view, torch.Tensor)}
+        for i, name in enumerate(sorted(views.keys() - {"pseudo_label"}), start=1):
+            assert views[name].shape[:2] == batch["data"].shape[:2] == (2, 3)
+            assert set(views[name][:, trainer.image_channels :].unique().tolist()) <= {0.0, 1.0}
+            views[name] *= torch.tensor([i, factor, factor]).view(1, 3, 1, 1, 1)  # views differ in their intensities
+        for _ in range(STEPS_UNTIL_UNLABELED.get(trainer_class.__name__, 1)):
+            assert np.isfinite(trainer.train_step(batch | {"unlabeled": batch["unlabeled"] | views})["loss"])
+        weights.append(parameters_of(bare(trainer.network)))
+    assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_hidden_labels_never_influence_training(tiny_dataset, trainer_class):

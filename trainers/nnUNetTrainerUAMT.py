@@ -58,6 +58,7 @@ class nnUNetTrainerUAMT(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         mean: Tensor | float = 0.0
         for i in range(self.num_passes):
             axes = mirrored[i % len(mirrored)]
-            probs = self.teacher_probabilities(with_noise(image).flip(axes)).flip(axes)
+            noisy = with_noise(image, self.image_channels)
+            probs = self.teacher_probabilities(noisy.flip(axes)).flip(axes)
             mean = mean + probs / self.num_passes
         return self.label_space.entropy(mean)

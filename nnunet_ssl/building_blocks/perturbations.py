@@ -8,12 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def with_noise(image: Tensor, deviation: float = 0.1, limit: float = 0.2) -> Tensor:
+def with_noise(image: Tensor, channels: int | None = None, deviation: float = 0.1, limit: float = 0.2) -> Tensor:
     """Return an image with normal noise that is cut off at ± limit; units are those of the normalised image.
 
     The values are those of UA-MT and all of SSL4MIS, for images of about unit variance.
+
+    Args:
+        image: (B, C, *spatial).
+        channels: how many of the C, the first ones, have noise; None: all.
+        deviation: of the noise.
+        limit: at which it is cut off.
     """
-    return image + (deviation * torch.randn_like(image)).clamp(-limit, limit)
+    noise = torch.zeros_like(image)
+    noise[:, :channels] = (deviation * torch.randn_like(image[:, :channels])).clamp(-limit, limit)
+    return image + noise
 
 
 def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -1,5 +1,7 @@
 """Write a trained model as a zip from which plain nnU-Net predicts, without this package.
 
+Of a cascade it is the model of one stage: the first stage is exported by itself, with -c 3d_lowres for example.
+
 The zip holds the weights that the training predicts with, the plans and what prediction reads of dataset.json: no
 optimiser, no host names, paths or case ids; of two networks the first, with --ensemble both, as folds of one model or,
 where their architectures differ, as two models.
@@ -9,6 +11,7 @@ place of the receiver's own.
 """
 
 import argparse
+from pathlib import Path
 from shlex import quote
 
 from nnunet_ssl.commands.outputs import output_file
@@ -50,12 +53,25 @@ def run(options: argparse.Namespace) -> int:
     else:
         outputs, more = [f"OUT_{i + 1}" for i in range(len(models))], ["--save_probabilities"]
         print("\nThe networks differ in architecture. Predict with each, then average what they predict:\n")
+    previous = previous_stage(model, options.c)
     for (one, folds), output in zip(models.items(), outputs, strict=True):
         prediction = (
             f"nnUNetv2_predict -d {quote(dataset)} -c {quote(options.c)} -tr {one.trainer} -p {quote(one.plans)} "
             f"-f {' '.join(folds)} -chk {one.checkpoint} -i IMAGES -o {output}"
         )
+        prediction += " -prev_stage_predictions OUT_BEFORE" if previous else ""
         print(" ".join((prediction, *more)))
     if more:
         print(f"nnUNetv2_ensemble -i {' '.join(outputs)} -o OUT")
+    if previous:
+        print(
+            f"\nOUT_BEFORE is what {previous}, the previous stage, has predicted: export that model too, -c {previous}"
+        )
     return 0
+
+
+def previous_stage(model: Path, configuration: str) -> str | None:
+    """Return the configuration whose predictions a model's own takes as inputs; None if it takes none."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(str(model / "plans.json")).get_configuration(configuration).previous_stage_name

@@ -78,7 +78,7 @@ def find_jobs(dataset: str, configurations: list[str] | None, plans_identifier: 
 
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
-    from nnunet_ssl.data.plans_file import configurations_of, read_plans
+    from nnunet_ssl.data.plans_file import configurations_of, configurations_to_preprocess, read_plans
     from nnunet_ssl.data.raw_files import read_dataset_json
     from nnunet_ssl.data.stamps import folder_of
     from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
@@ -88,10 +88,9 @@ def find_jobs(dataset: str, configurations: list[str] | None, plans_identifier: 
     plans_file = folder / f"{plans_identifier}.json"
     plans = read_plans(plans_file)
     known = configurations_of(plans)
-    chosen = configurations or list(known)
+    chosen = configurations or configurations_to_preprocess(plans)
     if unknown := [c for c in chosen if c not in known]:
-        can = f"that can be trained semi-supervised, it has {', '.join(known)}"
-        raise ValueError(f"{plans_file} has no configuration {unknown[0]} {can}")
+        raise ValueError(f"{plans_file} has no configuration {unknown[0]}, it has {', '.join(known)}")
     dataset_json = read_dataset_json(folder / "dataset.json")
     images = Path(nnUNet_raw, name, "imagesUn")
     jobs = [

@@ -11,7 +11,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_ssl.commands.findings import Finding
 from nnunet_ssl.data.dataset_names import id_of, planning_command
 from nnunet_ssl.data.labeled_cases import unfinished_cases
-from nnunet_ssl.data.plans_file import configurations_of, other_plans, plans_problem, read_plans
+from nnunet_ssl.data.plans_file import (
+    configurations_of,
+    configurations_to_preprocess,
+    other_plans,
+    plans_problem,
+    read_plans,
+)
 from nnunet_ssl.data.raw_files import channel_names, read_dataset_json, some
 from nnunet_ssl.data.stamps import folder_of, read_stamp
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
@@ -79,11 +85,12 @@ def look_at_plans(folder: Path, plans: str, configuration: str | None) -> Genera
     opened = read_plans(file)
     known = configurations_of(opened)
     if configuration is not None and configuration not in known:
-        state = f"{file} has no configuration {configuration} that can be trained semi-supervised"
+        state = f"{file} has no configuration {configuration}"
         yield Finding("plans", state, f"choose with -c: {', '.join(known)}", is_problem=True)
         return None
-    there = {name: one for name, one in known.items() if (folder / one.data_identifier).is_dir()}
-    chosen = there or known if configuration is None else {configuration: known[configuration]}
+    own = {name: known[name] for name in configurations_to_preprocess(opened)}
+    there = {name: one for name, one in own.items() if (folder / one.data_identifier).is_dir()}
+    chosen = there or own if configuration is None else {configuration: known[configuration]}
     return Planned(folder, dataset_json, opened, chosen)
 
 

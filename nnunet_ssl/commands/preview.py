@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
         trainer = get_trainer_from_args(name, options.c, fold, options.tr, options.p, device=device)
         if not isinstance(trainer, SemiSupervisedTrainer):
             raise ValueError(f"{options.tr} is not semi-supervised: it learns nothing from unlabeled scans")
+        trainer.look_for_first_stage_beside(checkpoint.parent.parent)
         trainer.load_checkpoint(str(checkpoint))
         loaders = trainer.get_dataloaders()
         try:

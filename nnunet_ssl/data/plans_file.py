@@ -65,6 +65,11 @@ def other_plans(file: Path) -> list[str]:
 
 
 def configurations_of(plans: PlansManager) -> dict[str, ConfigurationManager]:
-    """Return the configurations that can be trained semi-supervised: all but the second stages of cascades."""
+    """Return the configurations by name, the second stages of cascades last."""
     all_of_them = {name: plans.get_configuration(name) for name in plans.available_configurations}
-    return {name: one for name, one in all_of_them.items() if one.previous_stage_name is None}
+    return dict(sorted(all_of_them.items(), key=lambda named: named[1].previous_stage_name is not None))
+
+
+def configurations_to_preprocess(plans: PlansManager) -> list[str]:
+    """Return the configurations whose cases lie in folders of their own: the second stages of cascades have none."""
+    return [name for name, one in configurations_of(plans).items() if one.previous_stage_name is None]

@@ -59,6 +59,18 @@ def open_array(file: Path, name: str = "data") -> Image:
     return np.load(file, mmap_mode="r") if file.suffix == ".npy" else np.load(file)[name]
 
 
+class Stacked:
+    """Two arrays of one image, (1, *spatial) and (*spatial), as one (2, *spatial) that is read in parts."""
+
+    def __init__(self, first: Image, second: Image) -> None:
+        self.first, self.second = first, second
+        self.shape = (2, *second.shape)
+
+    def __getitem__(self, parts: tuple[slice, ...]) -> np.ndarray:
+        """Return a part of both, given a slice for each axis, of the first one all."""
+        return np.concatenate([self.first[parts], self.second[parts[1:]][None]])
+
+
 class UnlabeledDataset(nnUNetBaseDataset):
     """Images of several preprocessed folders, presented to nnU-Net's loader without a label."""
 
@@ -80,6 +92,7 @@ class UnlabeledDataset(nnUNetBaseDataset):
         self.without_labels = without_labels
         self.files = files
         self.predictions: PoolPredictions | None = None
+        self.previous_stage: PoolPredictions | None = None  # of a cascade
         self.gives_labels = False
 
     def check(self, identifier: str) -> None:
@@ -88,11 +101,12 @@ class UnlabeledDataset(nnUNetBaseDataset):
         if folder in self.files:
             self.files[folder].check(identifier, image_only=folder != self.without_labels)
 
-    def load_case(self, identifier: str) -> tuple[Image, Image, Image | None, dict]:
-        """Return image, outside of the image, predicted labels, and where predicted classes are: none before they are.
+    def load_case(self, identifier: str) -> tuple[Image, Image | Stacked, Image | None, dict]:
+        """Return image, outside of the image, a segmentation, and where predicted classes are: none before they are.
 
         Of a case that has a label on disk nothing but the image is opened; its outside is all zeros, without memory.
-        The predicted labels (*spatial), if they are asked for, stand where nnU-Net has those of a previous stage.
+        The segmentation (*spatial) is that of the previous stage, as in nnU-Net. The predicted labels, if they are
+        asked for, stand in its place, and then it is a second channel of the outside.
 
         Raises:
             DamagedCaseError: a file of the case is damaged.
@@ -104,10 +118,14 @@ class UnlabeledDataset(nnUNetBaseDataset):
             outside = open_outside(folder, identifier)
         else:
             outside = np.broadcast_to(np.int8(0), (1, *image.shape[1:]))
+        previous = None if self.previous_stage is None else self.previous_stage.labels(identifier)
         if self.predictions is None:
-            return image, outside, None, {"class_locations": {}}
-        labels = self.predictions.labels(identifier) if self.gives_labels else None
-        return image, outside, labels, {"class_locations": self.predictions.class_locations(identifier)}
+            return image, outside, previous, {"class_locations": {}}
+        where = {"class_locations": self.predictions.class_locations(identifier)}
+        if not self.gives_labels:
+            return image, outside, previous, where
+        outside = outside if previous is None else Stacked(outside, previous)
+        return image, outside, self.predictions.labels(identifier), where
 
     @staticmethod
     def save_case(data: np.ndarray, seg: np.ndarray, properties: dict, output_filename_truncated: str) -> None:

@@ -2,6 +2,11 @@
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform, SegOnlyTransform
+from batchgeneratorsv2.transforms.nnunet.random_binary_operator import ApplyRandomBinaryOperatorTransform
+from batchgeneratorsv2.transforms.nnunet.remove_connected_components import (
+    RemoveRandomConnectedComponentFromOneHotEncodingTransform,
+)
+from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -17,6 +22,7 @@ IMAGES = ("weak", "strong", "second_strong")
 VIEWS = (*IMAGES, LABEL)
 GEOMETRIC = (Convert3DTo2DTransform, SpatialTransform, Convert2DTo3DTransform, MirrorTransform)
 OF_LABELS = (RemoveLabelTansform, ConvertSegmentationToRegionsTransform)
+OF_PREVIOUS_STAGE = (ApplyRandomBinaryOperatorTransform, RemoveRandomConnectedComponentFromOneHotEncodingTransform)
 
 
 class ViewsTransform(BasicTransform):
@@ -27,6 +33,10 @@ class ViewsTransform(BasicTransform):
     the image only, as nnU-Net does. Outside is where the segmentation is negative, and where all such channels are
     exactly zero: before resampling they are so outside the image, and a case whose label must not be read has nothing
     else to go by.
+
+    In a cascade each view has the segmentation of the previous stage as one more channel for each label: appended after
+    the intensity transforms, which it is not changed by. In the strong views nnU-Net's own transforms of such channels
+    change it (dilated, eroded, components removed), in the weak one nothing does.
 
     pseudo_label: the labels that were predicted for the whole image, with the geometry of the others.
     """
@@ -43,11 +53,17 @@ class ViewsTransform(BasicTransform):
         if not self.images or not set(views) <= set(VIEWS):
             raise ValueError(f"views are some of {VIEWS}, one of the first three among them, got {views}")
         self.geometric = _those(GEOMETRIC, training_transforms)
-        self.intensity = _those(ImageOnlyTransform, training_transforms)
+        self.appending = _those(MoveSegAsOneHotToDataTransform, training_transforms)
+        self.of_previous_stage = _those(OF_PREVIOUS_STAGE, training_transforms)
+        changing = [
+            transform for transform in training_transforms if transform not in self.of_previous_stage.transforms
+        ]
+        self.intensity = _those(ImageOnlyTransform, changing)
         self.masking = _those(MaskImageTransform, training_transforms)
         self.of_labels = _those(OF_LABELS, training_transforms)
         self.masked_channels = [channel for mask in self.masking.transforms for channel in mask.apply_to_channels]
-        known = [*self.geometric.transforms, *self.intensity.transforms, *self.masking.transforms]
+        of_images = (self.geometric, self.intensity, self.masking, self.appending, self.of_previous_stage)
+        known = [transform for group in of_images for transform in group.transforms]
         for transform in training_transforms:
             if transform not in known and not isinstance(_inner(transform), SegOnlyTransform):
                 raise NotImplementedError(f"no place among the views for {type(_inner(transform)).__name__}")
@@ -59,25 +75,27 @@ class ViewsTransform(BasicTransform):
 
         Args:
             image: (C, *spatial).
-            segmentation: int (1, *spatial), -1 outside the image and where the patch reaches over its border; a second
-                channel is the label.
+            segmentation: int (1, *spatial), -1 outside the image and where the patch reaches over its border; in a
+                cascade a second channel is the segmentation of the previous stage; one more channel is the label.
         """
-        sample, has_label = {"image": image}, len(segmentation) > 1
+        sample, is_cascaded = {"image": image}, bool(self.appending.transforms)
+        has_label = len(segmentation) > 1 + is_cascaded
         if self.masked_channels:
             outside = (image[self.masked_channels] == 0).all(0)
             segmentation = torch.cat([segmentation[:1].masked_fill(outside, -1), segmentation[1:]])
-        if self.masked_channels or has_label:
+        if self.masked_channels or is_cascaded or has_label:
             sample["segmentation"] = segmentation
         sample = self.geometric(**sample)
         views = {}
         for name in ("strong", "second_strong"):
             if name in self.images:  # cloned, because the transforms work in place
-                views[name] = self.masking(**self.intensity(**sample | {"image": sample["image"].clone()}))["image"]
+                strong = self.intensity(**sample | {"image": sample["image"].clone()})
+                views[name] = self.of_previous_stage(**self.appending(**self.masking(**strong)))["image"]
         if "weak" in self.images:
-            views["weak"] = self.masking(**sample)["image"]
+            views["weak"] = self.appending(**self.masking(**sample))["image"]
         label = torch.empty(0)
         if has_label:
-            label = self.of_labels(segmentation=sample["segmentation"][1:])["segmentation"].short()
+            label = self.of_labels(segmentation=sample["segmentation"][-1:])["segmentation"].short()
         return {"image": torch.stack([views[name] for name in self.images]), "segmentation": label}
 
 

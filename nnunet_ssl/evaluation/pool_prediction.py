@@ -32,7 +32,7 @@ class PoolPrediction:
 
 
 class PoolPredictor:
-    """A trained model, and the other network of its training if it has one."""
+    """A trained model, and the other network of its training if it has one; of a cascade the first stage's too."""
 
     def __init__(self, model: Path, fold: str, checkpoint_name: str, device: torch.device) -> None:
         """Load the model; a ValueError names what is damaged, missing or does not fit."""
@@ -53,6 +53,10 @@ class PoolPredictor:
         self.other_weights = other_network(checkpoint, self.weights)
         self.reader = DatasetReader.of_plans(self.predictor.plans_manager.plans)
         self.structures = structures_of(self.predictor.label_manager, self.predictor.dataset_json)
+        self.previous: PoolPredictor | None = None
+        if first_stage := self.predictor.configuration_manager.previous_stage_name:
+            folder = model.with_name(f"{model.name.rpartition('__')[0]}__{first_stage}")
+            self.previous = PoolPredictor(folder, fold, "checkpoint_final.pth", device)
 
     def predict(self, files: Sequence[Path]) -> PoolPrediction:
         """Predict a scan, given the files of its channels.
@@ -66,13 +70,14 @@ class PoolPredictor:
         refuse_unfit(files, model.plans_manager, model.configuration_manager, model.dataset_json)
         image, properties = self.reader.read_channels(files)
         refuse_unusable(image, self.predictor.dataset_json)
-        labels, probs = self._run(self.weights, image, properties)
+        before = None if self.previous is None else self.previous.labels(image, properties)[None].astype(np.int16)
+        labels, probs = self._run(self.weights, image, properties, before)
         if not np.isfinite(probs).all():
             raise ValueError("the image holds values that are not finite once it is preprocessed")
         masks = self.masks(labels)
         others = None
         if self.other_weights is not None:
-            others = self.masks(self._run(self.other_weights, image, properties)[0])
+            others = self.masks(self._run(self.other_weights, image, properties, before)[0])
         is_softmax = not self.predictor.label_manager.has_regions
         uncertainty = measure_uncertainty(probs, masks, self.channels(), is_softmax, others)
         voxel_ml = self.reader.space_of_image(files, properties, image.shape[1:]).voxel_ml
@@ -92,9 +97,15 @@ class PoolPredictor:
         first = 0 if self.predictor.label_manager.has_regions else 1
         return {name: index for index, name in enumerate(self.structures, start=first)}
 
-    def _run(self, weights: dict, image: np.ndarray, properties: dict) -> tuple[np.ndarray, np.ndarray]:
+    def labels(self, image: np.ndarray, properties: dict) -> np.ndarray:
+        """Return the labels (*spatial) of a scan (C, *spatial) that was read already."""
+        return self._run(self.weights, image, properties)[0]
+
+    def _run(
+        self, weights: dict, image: np.ndarray, properties: dict, before: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         self.predictor.list_of_parameters = [weights]
-        return self.predictor.predict_single_npy_array(image, properties, save_or_return_probabilities=True)
+        return self.predictor.predict_single_npy_array(image, properties, before, save_or_return_probabilities=True)
 
 
 def refuse_missing_trainer(name: str, file: Path) -> None:

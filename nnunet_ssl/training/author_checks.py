@@ -43,13 +43,8 @@ def refuse_renamed(trainer: type, base: type) -> None:
             raise TypeError(f"{cls.__name__}.{name} is called {RENAMED[name]} now: see CHANGELOG.md")
 
 
-def refuse_configuration(trainer: type, configuration: str, patch_size: Sequence[int], is_cascaded: bool) -> None:
-    """Raise a NotImplementedError for a cascade, and for patches of dimensions that are not the class's DIMENSIONS."""
-    if is_cascaded:
-        raise NotImplementedError(
-            f"configuration {configuration} is the second stage of a cascade, which semi-supervised training does not "
-            "support: train 3d_fullres or 2d"
-        )
+def refuse_configuration(trainer: type, configuration: str, patch_size: Sequence[int]) -> None:
+    """Raise a NotImplementedError for patches of dimensions that are not the class's DIMENSIONS."""
     if len(patch_size) not in trainer.DIMENSIONS:
         allowed = " or ".join(f"{dimensions}-D" for dimensions in trainer.DIMENSIONS)
         raise NotImplementedError(

@@ -229,6 +229,12 @@ class Method:
         return self.observer.label_space
 
     @property
+    def image_channels(self) -> int:
+        """How many of the C channels of a batch are the image's; in a cascade those of the previous stage follow."""
+        previous = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
+        return self.num_input_channels - previous
+
+    @property
     def mirror_axes(self) -> tuple[int, ...]:
         """The spatial axes along which this run mirrors, by nnU-Net's choice."""
         return tuple(self.inference_allowed_mirroring_axes or ())

@@ -47,8 +47,21 @@ def torch_settings(is_seeded: bool, compiles: bool) -> Iterator[None]:
 
 def fix_timed_choices(transform: BasicTransform) -> None:
     """Stop transforms that time two implementations and take the faster from doing so; they differ in rounding."""
-    if hasattr(transform, "benchmark"):
-        transform.benchmark = False
+    for one in _all_of(transform):
+        if hasattr(one, "benchmark"):
+            one.benchmark = False
+
+
+def forget_orders(transform: BasicTransform) -> None:
+    """Put channels in order that transforms of a cascade shuffle in place: what they draw depends on nothing before."""
+    for one in _all_of(transform):
+        if isinstance(getattr(one, "channel_idx", None), list):
+            one.channel_idx.sort()
+
+
+def _all_of(transform: BasicTransform) -> Iterator[BasicTransform]:
+    """Yield a transform and those inside of it."""
+    yield transform
     for inner in [*getattr(transform, "transforms", []), getattr(transform, "transform", None)]:
         if inner is not None:
-            fix_timed_choices(inner)
+            yield from _all_of(inner)

@@ -18,11 +18,11 @@ from nnunet_ssl.building_blocks.second_network import other_architecture
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch, batches_on_device, close_loader
 from nnunet_ssl.data.views import VIEWS
 from nnunet_ssl.training import author_checks, distributed, reproducibility, run_state
+from nnunet_ssl.training.cascade_trainer import CascadeTrainer
 from nnunet_ssl.training.host_work import HostWork
 from nnunet_ssl.training.method import Method
 from nnunet_ssl.training.networks import Networks, bare, on_device
 from nnunet_ssl.training.observer import Observer, channel_names, is_preview_due
-from nnunet_ssl.training.pool_trainer import PoolTrainer
 from nnunet_ssl.training.preview import draw_pseudo_labels
 from nnunet_ssl.training.stages import MAIN, PRETRAINING, WARMUP, Stages
 from nnunet_ssl.training.step import Losses, SkippedSteps, Step
@@ -30,7 +30,7 @@ from nnunet_ssl.training.two_stream_trainer import STREAMS
 from nnunet_ssl.training.validation import HitCounts, moving_average, with_own_target
 
 
-class SemiSupervisedTrainer(Method, PoolTrainer):
+class SemiSupervisedTrainer(Method, CascadeTrainer):
     """A semi-supervised method is a subclass that says what its losses are; all that it may use stands in `Method`."""
 
     pretrain_fraction = 0.0  # of the run: the first stage, in methods that write pretraining_losses
@@ -49,8 +49,7 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
 
     def initialize(self) -> None:
         """Build networks, optimisers and loss with the settings of class, variant and options, in this order."""
-        patch_size = self.configuration_manager.patch_size
-        author_checks.refuse_configuration(type(self), self.configuration_name, patch_size, self.is_cascaded)
+        author_checks.refuse_configuration(type(self), self.configuration_name, self.configuration_manager.patch_size)
         if not hasattr(self, "options"):
             self.options = run_state.options_at_start(type(self), self.output_folder, self.logger.resume)
         self._apply_settings()
@@ -154,6 +153,7 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
         if self.seed is not None:
             parts = (self.seed, STREAMS["step"], self.local_rank, self.current_epoch)
             reproducibility.seed_everything(reproducibility.derive_seed(*parts))
+            reproducibility.forget_orders(self.streams[0].transforms)
 
     @property
     def epoch_is_labeled_only(self) -> bool:
@@ -288,6 +288,7 @@ class SemiSupervisedTrainer(Method, PoolTrainer):
                 super().perform_actual_validation(save_probabilities)
         with self.networks.in_place(self, self.inference_network()):
             super().perform_actual_validation(save_probabilities)
+        self.segment_for_next_stages()
 
     @contextmanager
     def _output_in(self, name: str) -> Iterator[None]:

@@ -144,11 +144,9 @@ class TwoStreamTrainer(nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple[TwoStreamLoader, Any]:
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
-        pool, preprocessing = self._collect_pool(), self._preprocessing
+        dataset = self._unlabeled_images(self._collect_pool())
         labeled, validation = self._loaders_of_nnunet()
         labeled = LabeledLoader(labeled)
-        files = {one.folder: one for one in (preprocessing.files, self._labeled_files)}
-        dataset = UnlabeledDataset(pool.folders, preprocessing.preprocessed, files)
         bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches
         foreground = self.pseudo_foreground_probability
         unlabeled = UnlabeledLoader(dataset, labeled, self.label_manager, self.VIEWS, bins, foreground)
@@ -158,6 +156,12 @@ class TwoStreamTrainer(nnUNetTrainer):
         num_workers = get_allowed_n_proc_DA()
         num_validation = max(1, num_workers // 2) if num_workers else 0  # as nnU-Net
         return self._start_streams(), self._start_loader(validation, "validation", num_validation)
+
+    def _unlabeled_images(self, pool: UnlabeledPool) -> UnlabeledDataset:
+        """Return the images of a pool, which reads none that is damaged."""
+        preprocessing = self._preprocessing
+        files = {one.folder: one for one in (preprocessing.files, self._labeled_files)}
+        return UnlabeledDataset(pool.folders, preprocessing.preprocessed, files)
 
     def _start_streams(self) -> TwoStreamLoader:
         """Start both training streams; in a labeled-only epoch the labeled one alone, with all of nnU-Net's workers."""
@@ -215,12 +219,16 @@ class TwoStreamTrainer(nnUNetTrainer):
     @cached_property
     def _preprocessing(self) -> UnlabeledPreprocessing:
         """Return that of the unlabeled images."""
+        return self._preprocessing_for(self.configuration_name)
+
+    def _preprocessing_for(self, configuration: str) -> UnlabeledPreprocessing:
+        plans, folder = self.plans_manager, Path(self.preprocessed_dataset_folder_base)
         return UnlabeledPreprocessing(
-            self.plans_manager.plans,
-            self.configuration_name,
+            plans.plans,
+            configuration,
             self.dataset_json,
-            Path(nnUNet_raw.get() or "$nnUNet_raw", self.plans_manager.dataset_name, "imagesUn"),
-            folder_of(Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier),
+            Path(nnUNet_raw.get() or "$nnUNet_raw", plans.dataset_name, "imagesUn"),
+            folder_of(folder, plans.get_configuration(configuration).data_identifier),
         )
 
     def _collect_pool(self) -> UnlabeledPool:

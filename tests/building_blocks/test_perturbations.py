@@ -12,6 +12,13 @@ def test_noise_is_cut_off():
     assert noise.std().item() == pytest.approx(0.0957, abs=0.005)  # of a normal distribution cut off at 2 deviations
 
 
+def test_noise_of_some_channels_leaves_the_others():
+    image = torch.arange(3.0).view(1, 3, 1, 1).expand(1, 3, 10, 10)
+    noisy = with_noise(image, channels=1)
+    assert torch.equal(noisy[:, 1:], image[:, 1:])
+    assert not torch.equal(noisy[:, :1], image[:, :1])
+
+
 def test_mirrorings_are_all_combinations_once():
     assert mirrorings((0, 1)) == [(), (2,), (3,), (2, 3)]
     assert mirrorings(()) == [()]

@@ -33,7 +33,7 @@ def test_damaged_image_is_named_and_the_exit_code_is_1(dataset, capsys):
         (["-d", "998"], "there is no data set '998' in nnUNet_raw="),
         (
             ["-d", "Dataset999_Tiny", "-c", "4d"],
-            "has no configuration 4d that can be trained",
+            "has no configuration 4d, it has 3d_fullres",
         ),
         (
             ["-d", "Dataset999_Tiny", "-p", "OtherPlans"],

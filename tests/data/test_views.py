@@ -107,8 +107,70 @@ def test_unknown_view_and_unknown_transform_are_refused():
     with pytest.raises(ValueError, match=r"views are some of .* got \('medium',\)"):
         ViewsTransform(transforms(), ("medium",))
 
-    class Cascade(BasicTransform):
+    class OfNobody(BasicTransform):
         pass
 
-    with pytest.raises(NotImplementedError, match="no place among the views for Cascade"):
-        ViewsTransform([*transforms(), Cascade()], ("weak",))
+    with pytest.raises(NotImplementedError, match="no place among the views for OfNobody"):
+        ViewsTransform([*transforms(), OfNobody()], ("weak",))
+
+
+def of_a_cascade(probability_of_change: float = 0.0, **settings) -> ViewsTransform:
+    """Return the views of a cascade of two labels, whose intensity transforms are always applied."""
+    training = nnUNetTrainer.get_training_transforms(
+        (16,) * 3, (-0.5, 0.5), None, (0, 1, 2), False, [False], is_cascaded=True, foreground_labels=[1, 2], **settings
+    )
+    views = ViewsTransform(training.transforms, ("weak", "strong"))
+    for transform in views.intensity.transforms:
+        transform.apply_probability = 1.0
+    for transform in views.of_previous_stage.transforms:
+        transform.apply_probability = probability_of_change
+    return views
+
+
+def patch_of_a_cascade() -> dict:
+    """Return a patch whose image is 1, 2, 3 where the segmentation of the previous stage is 0, 1, 2."""
+    previous = torch.zeros((1, 20, 20, 20), dtype=torch.int16)
+    previous[:, 4:12, 4:12, 4:12], previous[:, 9:17, 9:17, 9:17] = 1, 2
+    outside = torch.zeros_like(previous)
+    return {"image": 1.0 + previous.float(), "segmentation": torch.cat([outside, previous])}
+
+
+def test_previous_stage_has_the_images_geometry_and_none_of_its_intensities():
+    views = of_a_cascade()
+    assert len(views.of_previous_stage.transforms) == 2
+    for seed in range(5):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        weak, strong = views(**patch_of_a_cascade())["image"]
+        assert weak.shape == (3, 16, 16, 16)
+        assert torch.equal(weak[1:], strong[1:])
+        assert not torch.allclose(weak[0], strong[0])
+        for channel, value in ((1, 2.0), (2, 3.0)):
+            inside = weak[channel] == 1.0
+            assert inside.any()
+            assert weak[0][inside].median() == value  # at a border image and labels are interpolated unlike
+
+
+def test_strong_views_alone_have_nnunets_changes_of_the_previous_stage():
+    views = of_a_cascade(probability_of_change=1.0)
+    views.geometric.transforms.clear()
+    sample, are_changed = patch_of_a_cascade(), []
+    expected = torch.cat([sample["segmentation"][1:] == label for label in (1, 2)]).float()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        weak, strong = views(**patch_of_a_cascade())["image"]
+        assert torch.equal(weak, torch.cat([sample["image"], expected]))
+        are_changed.append(not torch.equal(strong[1:], expected))
+        assert set(strong[1:].unique().tolist()) <= {0.0, 1.0}
+    assert any(are_changed)
+
+
+def test_label_of_a_cascade_is_the_last_channel():
+    views = of_a_cascade(regions=[(1, 2), 2])
+    views.geometric.transforms.clear()
+    sample = patch_of_a_cascade()
+    label = sample["segmentation"][1:].flip(1)
+    views = views(sample["image"], torch.cat([sample["segmentation"], label]))
+    assert torch.equal(views["segmentation"], torch.cat([label > 0, label == 2]).short())
+    assert torch.equal(views["image"][0, 2], (sample["segmentation"][1] == 2).float())

@@ -18,7 +18,7 @@ def test_uncertainty_is_of_the_mean_over_perturbed_and_mirrored_passes(start, se
 def test_mirroring_is_undone_before_predictions_are_averaged(start, monkeypatch):
     """A teacher that returns what it sees: its mean over mirrored passes is the image again."""
     trainer, _, unlabeled = start("UAMT", num_passes=8)
-    monkeypatch.setattr(sys.modules["nnunet_ssl.trainers.nnUNetTrainerUAMT"], "with_noise", lambda image: image)
+    monkeypatch.setattr(sys.modules["nnunet_ssl.trainers.nnUNetTrainerUAMT"], "with_noise", lambda image, _: image)
     scaled = torch.cat([unlabeled.weak * k for k in range(4)], 1).softmax(1)
     monkeypatch.setattr(
         trainer, "teacher_probabilities", lambda image: torch.cat([image * k for k in range(4)], 1).softmax(1)

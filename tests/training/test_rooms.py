@@ -18,6 +18,7 @@ KNOW_TRAINERS = {
     "semi_supervised_trainer",
     "resumable_trainer",
     "pool_trainer",
+    "cascade_trainer",
     "two_stream_trainer",
     "teacher_student_trainer",
     "dual_network_trainer",

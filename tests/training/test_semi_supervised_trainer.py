@@ -200,17 +200,6 @@ def test_bad_value_is_refused_before_anything_is_done(tiny_dataset, monkeypatch,
         plain_trainer(dataset, MEAN_TEACHER).initialize()
 
 
-def test_cascade_is_refused_by_name(tiny_dataset):
-    dataset = tiny_dataset()
-    plans = dataset.case.plans()
-    configurations = plans["configurations"]
-    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-    configurations["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
-    trainer = plain_trainer(dataset, MEAN_TEACHER, configuration="3d_cascade_fullres", plans=plans)
-    with pytest.raises(NotImplementedError, match="configuration 3d_cascade_fullres is the second stage of a cascade"):
-        trainer.initialize()
-
-
 def test_fold_beyond_the_splits_is_refused(tiny_dataset):
     trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, fold=2)
     with pytest.raises(ValueError, match=r"there is no fold 2: .*splits_final.json has the folds 0 to 1"):
