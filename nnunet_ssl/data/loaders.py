@@ -10,7 +10,12 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nnunet_ssl.data.loader_processes import BATCHES_WAITING, WORKER_SECONDS, WatchedAugmenter
+from nnunet_ssl.data.loader_processes import (
+    BATCHES_WAITING,
+    BATCHES_WAITING_FOR_VALIDATION,
+    WORKER_SECONDS,
+    WatchedAugmenter,
+)
 from nnunet_ssl.data.places import NotesPlaces, Place, SpreadDraws, number_of_places, places_of
 from nnunet_ssl.data.pool_predictions import PoolPredictions
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
@@ -179,16 +184,17 @@ def start_loader(
     seeds: list[int],
     pin_memory: bool,
     worker_seconds: float = WORKER_SECONDS,
-    num_waiting: int = BATCHES_WAITING,
+    validates: bool = False,
 ) -> Augmenter:
     """Start one worker process for each seed, of numpy and torch alike; none means: in this process.
 
-    Up to `num_waiting` batches wait in memory, at least one for two workers. A worker that does nothing for
+    As many batches wait in memory as in nnU-Net, fewer of those that validate. A worker that does nothing for
     `worker_seconds` counts as failed; see loader_processes.py.
     """
     if not seeds:
         return SingleThreadedAugmenter(loader, None)
-    augmenter = WatchedAugmenter(loader, seeds, pin_memory, worker_seconds, max(num_waiting, len(seeds) // 2))
+    fewest = BATCHES_WAITING_FOR_VALIDATION if validates else BATCHES_WAITING
+    augmenter = WatchedAugmenter(loader, seeds, pin_memory, worker_seconds, max(fewest, len(seeds) // 2))
     next(augmenter)
     return augmenter
 

@@ -16,7 +16,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ssl.data.checksums import CheckedDataset, PreprocessedFiles
 from nnunet_ssl.data.labeled_cases import labeled_files, refuse_unfinished
-from nnunet_ssl.data.loader_processes import BATCHES_WAITING, BATCHES_WAITING_FOR_VALIDATION, WORKER_SECONDS
+from nnunet_ssl.data.loader_processes import WORKER_SECONDS
 from nnunet_ssl.data.loaders import (
     LabeledLoader,
     TwoStreamLoader,
@@ -213,8 +213,7 @@ class TwoStreamTrainer(nnUNetTrainer):
             reproducibility.derive_seed(seed, STREAMS[stream], self.local_rank, worker, self.current_epoch)
             for worker in range(num_workers)
         ]
-        waiting = BATCHES_WAITING_FOR_VALIDATION if stream == "validation" else BATCHES_WAITING
-        return start_loader(loader, seeds, self.device.type == "cuda", self.worker_seconds, waiting)
+        return start_loader(loader, seeds, self.device.type == "cuda", self.worker_seconds, stream == "validation")
 
     @cached_property
     def _preprocessing(self) -> UnlabeledPreprocessing:
