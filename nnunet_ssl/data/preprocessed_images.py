@@ -134,9 +134,9 @@ class Content:
 
 
 def content_of(image: Image) -> Content:
-    """Read an image's content."""
+    """Read an image's content; one that is in memory is not copied."""
     voxels = np.ascontiguousarray(image[:])
-    return Content(tuple(voxels.shape), hashlib.sha256(voxels.tobytes()).hexdigest())
+    return Content(tuple(voxels.shape), hashlib.sha256(voxels).hexdigest())
 
 
 class KnownContent(TypedDict):
@@ -185,7 +185,7 @@ def read_json(file: Path) -> dict | None:
         return None
 
 
-def write_json_atomically(content: dict | list, file: Path, indent: int = 1) -> None:
+def write_json_atomically(content: Mapping | list, file: Path, indent: int | None = 1) -> None:
     """Write a json file so that a reader finds the old or the new one, after a power cut too."""
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with naming(file, instead_of=unfinished):

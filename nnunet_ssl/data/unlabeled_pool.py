@@ -9,9 +9,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_ssl.data.dataset_reader import DatasetReader
 from nnunet_ssl.data.identical_images import CACHE, as_test_case, identical_images
+from nnunet_ssl.data.pool_index import read_stamps
 from nnunet_ssl.data.preprocessed_images import Content, contents_of, image_file, open_image
 from nnunet_ssl.data.raw_files import RawDataset, some
-from nnunet_ssl.data.stamps import read_stamp, state_folder
+from nnunet_ssl.data.stamps import state_folder
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 
 
@@ -62,8 +63,8 @@ def collect_pool(
     if preprocessing.images.is_dir() and (outdated := preprocessing.outdated(from_images)):
         preprocess_missing(outdated)
 
-    stamps = {case: read_stamp(preprocessing.preprocessed, case) for case in from_images}
-    problems = {case: stamp for case, stamp in stamps.items() if stamp is not None and stamp.problem}
+    stamps = read_stamps(preprocessing.preprocessed)
+    problems = {case: stamps[case] for case in from_images if case in stamps and stamps[case].problem}
     _refuse_wrong_channels([f"{case}: {s.problem}" for case, s in problems.items() if s.wrong_channel_count])
     left_out = {case: stamp.problem for case, stamp in problems.items()}
     usable = [case for case in from_images if case not in left_out]
@@ -73,7 +74,7 @@ def collect_pool(
         raise ValueError(_empty_pool_message(preprocessing, named, left_out))
 
     state = state_folder(preprocessing.preprocessed)
-    contents = {case: stamps[case].content for case in usable if stamps[case] is not None}
+    contents = {case: stamps[case].content for case in usable if case in stamps}
     unstamped = [case for case in usable if case not in contents]
     contents |= contents_of(preprocessing.preprocessed, unstamped, state / "unlabeled_contents.json")
     cache = state / "labeled_contents.json"
