@@ -3,8 +3,8 @@ r"""How long a training with many unlabeled cases takes to start, how many of th
     python benchmarks/pool_scale.py 100 1000 10000
 
 The cases are symbolic: raw images of 4 x 4 x 4 voxels that all differ, and one preprocessed case under many names.
-Their stamps are as the preprocessing makes them, for files of other names. Each measurement is taken in a process of its
-own:
+Their stamps are as the preprocessing makes them, for files of other names. Each measurement is taken in a process of
+its own:
 
 * `first look`, `later look`: whether any case is outdated; the first is of a pool whose stamps nobody has read yet;
 * `first start`, `later start`: from the start of Python to the first batch of a tiny Mean Teacher; the first compares

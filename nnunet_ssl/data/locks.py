@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+SECONDS_UNTIL_SAID = 5.0  # that one waits for a short work of another process
+
 
 @dataclass(frozen=True)
 class Part:
@@ -69,12 +71,17 @@ def preprocessing_alone(state: Path, part: Part = WHOLE) -> Iterator[None]:
 
 
 @contextmanager
-def one_after_the_other(file: Path, seconds: float) -> Iterator[None]:
-    """Keep a lock, if it can be had in so many seconds: not in a folder that is only read, nor without locks."""
+def one_after_the_other(file: Path, what: str) -> Iterator[None]:
+    """Wait until no other process does the same; not where there can be no lock, as in a folder that is only read.
+
+    Args:
+        file: of the lock.
+        what: the other one does, in a message if that takes long.
+    """
     lock = FileLock(file)
     with suppress(OSError, NotImplementedError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=seconds)
+        _acquire(lock, what, SECONDS_UNTIL_SAID)
     try:
         yield
     finally:
@@ -88,15 +95,19 @@ def _locks_of_parts(state: Path, but_of: int | None = None) -> list[Path]:
 @contextmanager
 def _waiting_for(file: Path) -> Iterator[None]:
     lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"Another process preprocesses the unlabeled images (lock: {file}): waiting for it.")
-        lock.acquire()
+    _acquire(lock, "preprocesses the unlabeled images", 0)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, what: str, silent_seconds: float) -> None:
+    try:
+        lock.acquire(timeout=silent_seconds)
+    except Timeout:
+        print(f"Another process {what} (lock: {lock.lock_file}): waiting for it.")
+        lock.acquire()
 
 
 @contextmanager

@@ -18,10 +18,9 @@ from nnunet_ssl.data.preprocessed_images import Content, write_json_atomically
 from nnunet_ssl.data.stamps import Mark, Stamp, read_stamp, stamps_folder, state_folder
 
 INDEX = "pool_index.json"
-LOCK_SECONDS = 600.0  # that one waits for another process to read the stamps of a large pool
 
 # Of a stamp: size and time of change of its file, the number of its settings, and its other attributes in their order.
-Row = tuple[int, int, int, list[Mark], Content | None, dict[str, int], dict[str, int], str, bool]
+Row = tuple[int, int, int, list[Mark], Content | None, dict[str, int], dict[str, int], Content | None, str, bool]
 
 
 class PoolIndex(TypedDict):
@@ -39,7 +38,7 @@ def read_stamps(preprocessed: Path) -> dict[str, Stamp]:
     marks = sizes_and_times(stamps_folder(preprocessed), ".json")
     index = _current(preprocessed, marks)
     if len(index["stamps"]) < len(marks):
-        with one_after_the_other(state_folder(preprocessed) / "pool_index.lock", LOCK_SECONDS):
+        with one_after_the_other(state_folder(preprocessed) / "pool_index.lock", "reads the stamps of unlabeled cases"):
             index = _current(preprocessed, marks)  # five folds that start at once: four find it done
             if _add_missing(index, preprocessed, marks):
                 with suppress(OSError):

@@ -26,6 +26,7 @@ class Stamp:
         content: the preprocessed image's content; None when there is a problem.
         checksums: of the preprocessed files, by their names; empty in a stamp of an earlier version.
         sizes: of the same in bytes; empty in a stamp of an earlier version.
+        voxels: the image as it was read, before it was preprocessed; None in a stamp of an earlier version.
         problem: why the image could not be preprocessed; empty when it was.
         wrong_channel_count: whether that is the problem.
     """
@@ -35,6 +36,7 @@ class Stamp:
     content: Content | None = None
     checksums: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    voxels: Content | None = None
     problem: str = ""
     wrong_channel_count: bool = False
 

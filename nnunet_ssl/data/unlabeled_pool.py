@@ -79,7 +79,8 @@ def collect_pool(
     contents |= contents_of(preprocessing.preprocessed, unstamped, state / "unlabeled_contents.json")
     cache = state / "labeled_contents.json"
     _refuse_shared_contents(contents, hidden, labeled_folder, labeled, cache)
-    _refuse_test_images(preprocessing, set(folders))
+    voxels = {case: stamps[case].voxels for case in usable if case in stamps and stamps[case].voxels}
+    _refuse_test_images(preprocessing, set(folders), voxels)
     return UnlabeledPool(folders, left_out, training_twins(labeled_folder, train, validation, cache))
 
 
@@ -161,8 +162,11 @@ def _refuse_shared_contents(
         )
 
 
-def _refuse_test_images(preprocessing: UnlabeledPreprocessing, cases: set[str]) -> None:
-    """Compare the voxels of unlabeled and test images, where the raw data set is at hand."""
+def _refuse_test_images(preprocessing: UnlabeledPreprocessing, cases: set[str], voxels: dict[str, Content]) -> None:
+    """Compare the voxels of unlabeled and test images, where the raw data set is at hand.
+
+    Those of `voxels` are known since their preprocessing, and not read.
+    """
     folder = preprocessing.images.parent
     if not (folder / "dataset.json").is_file() or not (folder / "imagesTs").is_dir():
         return
@@ -170,8 +174,8 @@ def _refuse_test_images(preprocessing: UnlabeledPreprocessing, cases: set[str]) 
     unlabeled = {case: files for name in ("imagesTr", "imagesUn") for case, files in raw.images(name).items()}
     files = {case: files for case, files in unlabeled.items() if case in cases}
     test = {as_test_case(case): files for case, files in raw.images("imagesTs").items()}
-    reader = DatasetReader.of_plans(preprocessing.plans)
-    groups = identical_images(files | test, reader, preprocessing.preprocessed.parent / CACHE)
+    reader, cache = DatasetReader.of_plans(preprocessing.plans), preprocessing.preprocessed.parent / CACHE
+    groups = identical_images(files | test, reader, cache, voxels, test)
     pairs = [" = ".join(names) for names in groups if {*names} & {*files} and {*names} & {*test}]
     if pairs:
         raise ValueError(

@@ -24,6 +24,7 @@ from nnunet_ssl.data.image_files import fault_of_the_machine, refuse_damaged
 from nnunet_ssl.data.image_fit import refuse_unfit
 from nnunet_ssl.data.in_processes import in_processes
 from nnunet_ssl.data.locks import WHOLE, Part, preprocessing_alone
+from nnunet_ssl.data.noted_voxels import NotingPlans
 from nnunet_ssl.data.pool_index import read_stamps, sizes_and_times
 from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, write_json_atomically
 from nnunet_ssl.data.raw_files import channel_names, channel_problem, unlabeled_images, unused_files, with_sidecars
@@ -199,7 +200,7 @@ def _preprocess_case(job: UnlabeledPreprocessing, named: tuple[str, list[Path]])
     try:
         before = [quick_mark(source.file) for source in sources]
         with naming(job.preprocessed / case, instead_of=temporary), blaming_the_disk(temporary):
-            content = _preprocess_into(temporary, job, case, sources[: len(files)])
+            content, voxels = _preprocess_into(temporary, job, case, sources[: len(files)])
             for file in temporary.iterdir():
                 sync(file)
         made = sorted(temporary.iterdir())
@@ -207,7 +208,7 @@ def _preprocess_case(job: UnlabeledPreprocessing, named: tuple[str, list[Path]])
         # The image last: its presence is what makes nnU-Net list a case.
         for file in sorted(made, key=lambda file: file.name == f"{case}.b2nd"):
             file.replace(job.preprocessed / file.name)
-        stamp = Stamp(job.settings(), _marks(before, sources), content, checksums, sizes)
+        stamp = Stamp(job.settings(), _marks(before, sources), content, checksums, sizes, voxels)
     except MemoryError as error:
         raise RuntimeError(
             f"{case} needs more memory than there is ({error}): try fewer processes (-np, or nnUNet_def_n_proc in a "
@@ -235,11 +236,14 @@ def _marks(before: list[tuple[str, int, int]], sources: list[HashedFile]) -> lis
         return []
 
 
-def _preprocess_into(folder: Path, job: UnlabeledPreprocessing, case: str, sources: list[HashedFile]) -> Content:
+def _preprocess_into(
+    folder: Path, job: UnlabeledPreprocessing, case: str, sources: list[HashedFile]
+) -> tuple[Content, Content | None]:
+    """Preprocess an image and return what it is after and before."""
     files = [source.file for source in sources]
     if problem := channel_problem(files, job.dataset_json):
         raise WrongChannelCountError(problem)
-    plans = PlansManager(job.plans)
+    plans = NotingPlans(job.plans)
     configuration = plans.get_configuration(job.configuration)
     refuse_unfit(files, plans, configuration, job.dataset_json)
     if not all(refuse_damaged(source.file, source) for source in sources):
@@ -253,7 +257,7 @@ def _preprocess_into(folder: Path, job: UnlabeledPreprocessing, case: str, sourc
         raise
     image = open_image(folder, case)[:]
     refuse_unusable(image, job.dataset_json)
-    return content_of(image)
+    return content_of(image), plans.voxels
 
 
 def _remove_unfinished(state: Path, part: Part) -> None:
