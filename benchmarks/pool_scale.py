@@ -170,7 +170,10 @@ def write_stamp(job: Any, first: Any, name: str) -> None:
         for what in ("checksums", "sizes")
         if hasattr(first, what)
     }
-    stamp = replace(first, files=[mark], content=replace(first.content, digest=mark[-1]), **named)
+    contents = {
+        what: replace(getattr(first, what), digest=mark[-1]) for what in ("content", "voxels") if hasattr(first, what)
+    }
+    stamp = replace(first, files=[mark], **contents, **named)
     stamp_file(job.preprocessed, name).write_text(json.dumps(asdict(stamp), indent=1))
 
 

@@ -143,7 +143,7 @@ def _of_equal_extent(extents: Mapping[str, tuple[int, ...]], wanted: Container[s
 def _entry(files: Sequence[Path], known: dict) -> dict:
     """Return marks, shape and, where it is known, digest of an image; a shape of None if it cannot be read."""
     try:
-        marks = [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        marks = [[there.st_size, there.st_mtime_ns] for there in (file.stat() for file in files)]
     except OSError:
         return {"marks": [], "shape": None, "digest": None}
     entry = known.get(_key(files))

@@ -148,10 +148,11 @@ def files_in(folder: Path, ending: str) -> list[Path]:
 
 def images_in(folder: Path, ending: str) -> dict[str, list[Path]]:
     """Return the image files of every case, CASE_0000 and so on, in order; what is named otherwise is left out."""
-    return _images_among(files_in(folder, ending), ending)
+    return images_among(files_in(folder, ending), ending)
 
 
-def _images_among(files: Iterable[Path], ending: str) -> dict[str, list[Path]]:
+def images_among(files: Iterable[Path], ending: str) -> dict[str, list[Path]]:
+    """Return as `images_in` the image files of every case, of a folder that is listed already."""
     images: dict[str, list[Path]] = {}
     for file in files:
         if match := CHANNEL.fullmatch(file.name.removesuffix(ending)):
@@ -166,7 +167,7 @@ def unlabeled_images(folder: Path, ending: str) -> dict[str, list[Path]]:
         ValueError: a file with the data set's ending is not named CASE_0000.
     """
     files = files_in(folder, ending)
-    images = _images_among(files, ending)
+    images = images_among(files, ending)
     if sum(map(len, images.values())) < len(files):
         file = next(file for file in files if not CHANNEL.fullmatch(file.name.removesuffix(ending)))
         renamed = f"{file.name.removesuffix(ending)}_0000{ending}"

@@ -60,10 +60,10 @@ def collect_pool(
     with_image = set(available)
     from_images = [case for case in cases if case in with_image]
     hidden = [case for case in cases if case not in with_image]
-    if preprocessing.images.is_dir() and (outdated := preprocessing.outdated(from_images)):
-        preprocess_missing(outdated)
-
     stamps = read_stamps(preprocessing.preprocessed)
+    if preprocessing.images.is_dir() and (outdated := preprocessing.outdated(from_images, stamps=stamps)):
+        preprocess_missing(outdated)
+        stamps = read_stamps(preprocessing.preprocessed)
     problems = {case: stamps[case] for case in from_images if case in stamps and stamps[case].problem}
     _refuse_wrong_channels([f"{case}: {s.problem}" for case, s in problems.items() if s.wrong_channel_count])
     left_out = {case: stamp.problem for case, stamp in problems.items()}

@@ -6,7 +6,7 @@ temporary files lie in a folder beside it, because nnU-Net infers format and cas
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -74,7 +74,12 @@ class UnlabeledPreprocessing:
         """Return one sentence about what lies in `imagesUn` and is not used; empty if all is."""
         return unused_files(self.images, self.dataset_json["file_ending"])
 
-    def outdated(self, cases: Iterable[str] | None = None, retry_problems: bool = False) -> list[str]:
+    def outdated(
+        self,
+        cases: Iterable[str] | None = None,
+        retry_problems: bool = False,
+        stamps: Mapping[str, Stamp] | None = None,
+    ) -> list[str]:
         """Return the cases that have to be preprocessed: new, changed, made with other settings, or not there any more.
 
         A preprocessed file that has another size than it had is not there any more.
@@ -83,8 +88,10 @@ class UnlabeledPreprocessing:
             cases: which cases to look at; None means all images.
             retry_problems: whether an unchanged image counts too that could not be preprocessed, or whose preprocessed
                 files have been damaged since.
+            stamps: of all cases, where they are read already.
         """
-        files, settings, stamps = self.image_files(), self.settings(), read_stamps(self.preprocessed)
+        files, settings = self.image_files(), self.settings()
+        stamps = read_stamps(self.preprocessed) if stamps is None else stamps
         there = sizes_and_times(self.preprocessed)
         todo = []
         for case in files if cases is None else cases:
