@@ -112,10 +112,14 @@ def _acquire(lock: FileLock, what: str, silent_seconds: float) -> None:
 
 @contextmanager
 def _at_once(file: Path) -> Iterator[None]:
+    lock = FileLock(file)
     try:
-        with FileLock(file, timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise RuntimeError(
-            f"another process preprocesses unlabeled images in parts (lock: {file}): wait for it"
+            f"another process preprocesses the same unlabeled images, in parts ({file}): wait for it"
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
