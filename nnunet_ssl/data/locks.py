@@ -1,6 +1,6 @@
 """Locks between processes, of which several nodes may take part: who preprocesses, and who writes an index."""
 
-import zlib
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Part:
 
     def has(self, case: str) -> bool:
         """Return whether a case is of the part."""
-        return zlib.crc32(case.encode()) % self.parts == self.number
+        return int.from_bytes(hashlib.sha256(case.encode()).digest()) % self.parts == self.number
 
     def of(self, cases: Iterable[str]) -> list[str]:
         """Return the cases that are of the part."""
