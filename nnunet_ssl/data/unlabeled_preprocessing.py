@@ -5,7 +5,6 @@ temporary files lie in a folder beside it, because nnU-Net infers format and cas
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -16,20 +15,14 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ssl.data.checksums import DamagedCaseError, PreprocessedFiles, checksum_of
-from nnunet_ssl.data.dataset_reader import NOT_FINITE, DatasetReader, WrongChannelCountError, refuse_unusable
-from nnunet_ssl.data.disk_faults import blaming_the_disk, naming
-from nnunet_ssl.data.hashed_files import HashedFile
-from nnunet_ssl.data.image_files import fault_of_the_machine, refuse_damaged
-from nnunet_ssl.data.image_fit import refuse_unfit
+from nnunet_ssl.data.checksums import DamagedCaseError, PreprocessedFiles
 from nnunet_ssl.data.in_processes import in_processes
-from nnunet_ssl.data.locks import WHOLE, Part, preprocessing_alone
-from nnunet_ssl.data.noted_voxels import NotingPlans
+from nnunet_ssl.data.locks import WHOLE, Part, one_after_the_other, preprocessing_alone
+from nnunet_ssl.data.one_case import preprocess_case, remove_unfinished
 from nnunet_ssl.data.pool_index import read_stamps, sizes_and_times
-from nnunet_ssl.data.preprocessed_images import Content, content_of, open_image, write_json_atomically
-from nnunet_ssl.data.raw_files import channel_names, channel_problem, unlabeled_images, unused_files, with_sidecars
-from nnunet_ssl.data.stamps import Mark, Stamp, checksums_of, mark_of, quick_mark, stamp_file, state_folder
-from nnunet_ssl.data.whole_files import sync
+from nnunet_ssl.data.preprocessed_images import write_json_atomically
+from nnunet_ssl.data.raw_files import channel_names, unlabeled_images, unused_files, with_sidecars
+from nnunet_ssl.data.stamps import Stamp, checksums_of, mark_of, quick_mark, read_stamp, stamp_file, state_folder
 
 
 @dataclass(frozen=True)
@@ -129,12 +122,12 @@ class UnlabeledPreprocessing:
             self.preprocessed.mkdir(parents=True, exist_ok=True)
             files = self.image_files()
             title = f"Preprocessing unlabeled cases ({self.configuration})"
-            work, items = partial(_preprocess_case, self), [(case, files[case]) for case in todo]
+            work, items = partial(preprocess_case, self), [(case, files[case]) for case in todo]
             try:
                 for _ in in_processes(work, items, num_processes, title):
                     pass
             finally:
-                _remove_unfinished(state, part)
+                remove_unfinished(state, part)
         stamps = read_stamps(self.preprocessed)  # which puts them into the index
         return {case: stamps[case].problem for case in cases if case in stamps and stamps[case].problem}
 
@@ -163,7 +156,7 @@ class UnlabeledPreprocessing:
             return True
         return False
 
-    def _is_of(self, stamp: "Stamp", case: str, files: list[Path]) -> bool:
+    def _is_of(self, stamp: Stamp, case: str, files: list[Path]) -> bool:
         """Compare by name, size and time first; a file that was only touched is read, and its new time is kept."""
         try:
             files = with_sidecars(files)
@@ -172,9 +165,15 @@ class UnlabeledPreprocessing:
                 return True
             if [mark[:2] for mark in stamp.files] != [mark[:2] for mark in quick]:
                 return False
-            marks = [mark_of(file) for file in files]
+            with one_after_the_other(state_folder(self.preprocessed) / "touched.lock", "reads touched images"):
+                return self._is_content_of(read_stamp(self.preprocessed, case) or stamp, case, files, quick)
         except OSError:
             return False
+
+    def _is_content_of(self, stamp: Stamp, case: str, files: list[Path], quick: list[tuple[str, int, int]]) -> bool:
+        if [mark[:3] for mark in stamp.files] == quick:  # another process has read them meanwhile
+            return True
+        marks = [mark_of(file) for file in files]
         if [mark[3] for mark in marks] != [mark[3] for mark in stamp.files]:
             return False
         with suppress(OSError):  # a folder that is only read
@@ -192,88 +191,3 @@ def forget_cases(preprocessed: Path, cases: Iterable[str]) -> None:
             stamp_file(preprocessed, case).unlink(missing_ok=True)
             for name in (f"{case}.b2nd", f"{case}_seg.b2nd", f"{case}.pkl"):
                 (preprocessed / name).unlink(missing_ok=True)
-
-
-def _preprocess_case(job: UnlabeledPreprocessing, named: tuple[str, list[Path]]) -> None:
-    """Preprocess one case, its name and files; what it becomes appears whole or not at all, and the stamp last."""
-    case, files = named
-    its_stamp = stamp_file(job.preprocessed, case)
-    its_stamp.unlink(missing_ok=True)
-    temporary = state_folder(job.preprocessed) / "unfinished" / case
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    sources = [HashedFile(file) for file in with_sidecars(files)]
-    before: list[tuple[str, int, int]] = []
-    try:
-        before = [quick_mark(source.file) for source in sources]
-        with naming(job.preprocessed / case, instead_of=temporary), blaming_the_disk(temporary):
-            content, voxels = _preprocess_into(temporary, job, case, sources[: len(files)])
-            for file in temporary.iterdir():
-                sync(file)
-        made = sorted(temporary.iterdir())
-        checksums, sizes = {file.name: checksum_of(file) for file in made}, {f.name: f.stat().st_size for f in made}
-        # The image last: its presence is what makes nnU-Net list a case.
-        for file in sorted(made, key=lambda file: file.name == f"{case}.b2nd"):
-            file.replace(job.preprocessed / file.name)
-        stamp = Stamp(job.settings(), _marks(before, sources), content, checksums, sizes, voxels)
-    except MemoryError as error:
-        raise RuntimeError(
-            f"{case} needs more memory than there is ({error}): try fewer processes (-np, or nnUNet_def_n_proc in a "
-            "training), or take it out of imagesUn"
-        ) from None
-    except Exception as error:  # noqa: BLE001 - readers raise anything, and one bad image must not stop the others
-        if fault_of_the_machine(error):
-            raise
-        problem = " ".join(str(error).split()) or type(error).__name__
-        wrong_channel_count = isinstance(error, WrongChannelCountError)
-        marks = _marks(before, sources)
-        stamp = Stamp(job.settings(), marks, problem=problem, wrong_channel_count=wrong_channel_count)
-    finally:
-        for source in sources:
-            source.close()
-    shutil.rmtree(temporary)
-    write_json_atomically(asdict(stamp), its_stamp)
-
-
-def _marks(before: list[tuple[str, int, int]], sources: list[HashedFile]) -> list[Mark]:
-    """Return what files were before they were read; nothing where one cannot be read, so that it is tried again."""
-    try:
-        return [(*mark, source.digest()) for mark, source in zip(before, sources, strict=False)]
-    except OSError:
-        return []
-
-
-def _preprocess_into(
-    folder: Path, job: UnlabeledPreprocessing, case: str, sources: list[HashedFile]
-) -> tuple[Content, Content | None]:
-    """Preprocess an image and return what it is after and before."""
-    files = [source.file for source in sources]
-    if problem := channel_problem(files, job.dataset_json):
-        raise WrongChannelCountError(problem)
-    plans = NotingPlans(job.plans)
-    configuration = plans.get_configuration(job.configuration)
-    refuse_unfit(files, plans, configuration, job.dataset_json)
-    if not all(refuse_damaged(source.file, source) for source in sources):
-        raise ValueError(NOT_FINITE)
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    paths = [str(file) for file in files]
-    try:
-        preprocessor.run_case_save(str(folder / case), paths, None, plans, configuration, job.dataset_json)
-    except (IndexError, KeyError, AssertionError, RuntimeError):  # nnU-Net's words for another number of channels
-        refuse_unusable(DatasetReader.of_plans(job.plans).read_channels(files)[0], job.dataset_json)
-        raise
-    image = open_image(folder, case)[:]
-    refuse_unusable(image, job.dataset_json)
-    return content_of(image), plans.voxels
-
-
-def _remove_unfinished(state: Path, part: Part) -> None:
-    """Remove what workers that were ended, now or earlier, have left half-written of the cases of a part."""
-    for folder in (state / "unfinished").glob("*"):
-        if part.has(folder.name):
-            shutil.rmtree(folder, ignore_errors=True)
-    if part == WHOLE:  # other parts are still at work in it
-        shutil.rmtree(state / "unfinished", ignore_errors=True)
-    for stamp in state.glob("stamps/*.tmp"):
-        if part.has(stamp.name.rpartition(".json.")[0]):
-            stamp.unlink(missing_ok=True)

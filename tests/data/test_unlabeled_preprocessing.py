@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import time
 from functools import partial
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ssl.data import unlabeled_preprocessing
+from nnunet_ssl.data import one_case
 from nnunet_ssl.data.dataset_reader import DatasetReader
 from nnunet_ssl.data.hashed_files import HashedFile, _Source
 from nnunet_ssl.data.in_processes import in_processes
@@ -85,6 +86,17 @@ def test_touched_but_equal_file_is_not_redone(job):
     os.utime(job.images / "scan1_0000.nii.gz", (1, 1))
     assert job.outdated() == []
     assert read_stamp(job.preprocessed, "scan1").files[0][2] == 10**9  # the new time is kept: it is read only once
+
+
+def test_touched_files_are_read_once_by_five_folds_that_start_at_once(job, monkeypatch):
+    job.run(1)
+    for file in job.images.iterdir():
+        os.utime(file, (1, 1))
+    read, digest = [], HashedFile.digest
+    monkeypatch.setattr(HashedFile, "digest", lambda self: read.append(self.file.name) or digest(self))
+    with ThreadPool(5) as pool:
+        assert pool.map(lambda _: job.outdated(), range(5)) == [[]] * 5
+    assert sorted(read) == [f"scan{i}_0000.nii.gz" for i in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +313,7 @@ def test_a_file_that_cannot_be_read_today_is_tried_again(job, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
     with monkeypatch.context() as patched:
-        patched.setattr(unlabeled_preprocessing, "refuse_damaged", refuse)
+        patched.setattr(one_case, "refuse_damaged", refuse)
         patched.setattr(HashedFile, "digest", lambda self: refuse(self.file))
         assert job.run(1).keys() == {"scan0", "scan1", "scan2"}
     assert job.outdated() == ["scan0", "scan1", "scan2"]
