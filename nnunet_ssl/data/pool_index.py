@@ -7,6 +7,7 @@ once, and a damaged or lost index is made of them again. The index knows the siz
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class PoolIndex(TypedDict):
 def read_stamps(preprocessed: Path) -> dict[str, Stamp]:
     """Return the stamps of all cases, from the index where it has them; what it lacks is read and added to it.
 
-    Where nothing can be written, that is read again each time.
+    Without what files are compared with once they are read: SHA-256 of images, checksums. Where nothing can be written,
+    what the index lacks is read again each time.
     """
     marks = sizes_and_times(stamps_folder(preprocessed), ".json")
     index = _current(preprocessed, marks)
@@ -78,6 +80,7 @@ def _add_missing(index: PoolIndex, preprocessed: Path, marks: Mapping[str, tuple
         if (stamp := read_stamp(preprocessed, case)) is not None:
             if stamp.settings not in settings:
                 settings.append(stamp.settings)
-            its_settings, *rest = (getattr(stamp, name) for name in Stamp.__dataclass_fields__)
+            kept = replace(stamp, files=[(*mark[:3], "") for mark in stamp.files], checksums={})
+            its_settings, *rest = (getattr(kept, name) for name in Stamp.__dataclass_fields__)
             rows[case] = (*marks[case], settings.index(its_settings), *rest)
     return len(rows) > before

@@ -166,11 +166,14 @@ class UnlabeledPreprocessing:
             if [mark[:2] for mark in stamp.files] != [mark[:2] for mark in quick]:
                 return False
             with one_after_the_other(state_folder(self.preprocessed) / "touched.lock", "reads touched images"):
-                return self._is_content_of(read_stamp(self.preprocessed, case) or stamp, case, files, quick)
+                return self._is_content_of(case, files, quick)
         except OSError:
             return False
 
-    def _is_content_of(self, stamp: Stamp, case: str, files: list[Path], quick: list[tuple[str, int, int]]) -> bool:
+    def _is_content_of(self, case: str, files: list[Path], quick: list[tuple[str, int, int]]) -> bool:
+        stamp = read_stamp(self.preprocessed, case)
+        if stamp is None:
+            return False
         if [mark[:3] for mark in stamp.files] == quick:  # another process has read them meanwhile
             return True
         marks = [mark_of(file) for file in files]

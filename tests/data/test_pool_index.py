@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -127,7 +128,9 @@ def test_an_index_that_is_missing_or_damaged_is_made_again(job, content):
 
 def test_the_index_says_what_the_stamps_say_and_settings_once(job):
     found = read_stamps(job.preprocessed)
-    assert found == {case: read_stamp(job.preprocessed, case) for case in job.image_files()}
+    for case in job.image_files():
+        stamp = read_stamp(job.preprocessed, case)
+        assert found[case] == replace(stamp, files=[(*mark[:3], "") for mark in stamp.files], checksums={})
     assert len(json.loads((state_folder(job.preprocessed) / INDEX).read_text())["settings"]) == 1
 
 
