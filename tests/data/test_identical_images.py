@@ -1,5 +1,6 @@
 import json
 import os
+from multiprocessing.pool import ThreadPool
 
 import nibabel
 import numpy as np
@@ -137,3 +138,13 @@ def test_patients_with_one_image_are_one_group():
     assert united(groups, [["b1", "c1"], ["a2", "c1"]]) == {"a1": "a", "a2": "a", "b1": "a", "c1": "a", "d1": "d"}
     assert united(groups, [["b1", "somewhere else"]]) == groups
     assert united(groups, []) == groups
+
+
+def test_five_folds_that_start_at_once_read_each_image_once(tmp_path, monkeypatch):
+    for i in range(6):
+        write_image(tmp_path / f"{i}_0000.nii.gz", seed=i // 2)
+    read = reading(monkeypatch)
+    with ThreadPool(5) as pool:
+        found = pool.map(lambda _: identical_images(of(tmp_path, *"012345"), NIFTI, tmp_path / "cache.json"), range(5))
+    assert found == [[["0", "1"], ["2", "3"], ["4", "5"]]] * 5
+    assert sorted(read) == [f"{i}_0000.nii.gz" for i in range(6)]
