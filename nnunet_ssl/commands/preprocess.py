@@ -1,13 +1,18 @@
 """Preprocess the unlabeled images of a data set, nnUNet_raw/DatasetXXX/imagesUn, with its plans.
 
 Run nnUNetv2_plan_and_preprocess first. What is up to date is left alone. An image that cannot be preprocessed stops no
-other: it is named at the end, the exit code is 1, and trainings leave it out.
+other: it is named at the end, the exit code is 1, and trainings leave it out. With --part-id K --num-parts N several
+processes or nodes do a part each, K from 0 to N - 1; interrupted, the same words go on.
 """
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from nnunet_ssl.data.dataset_names import dataset_name
+
+if TYPE_CHECKING:
+    from nnunet_ssl.data.locks import Part
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="configurations (default: all but cascades)")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: nnUNetPlans)")
     parser.add_argument("-np", type=int, metavar="N", help="processes (default: nnUNet_def_n_proc, or 8)")
+    parser.add_argument("--part-id", type=int, metavar="K", help="do this part of the images alone, from 0")
+    parser.add_argument("--num-parts", type=int, metavar="N", help="of so many, which may be done at the same time")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,13 +35,16 @@ def run(options: argparse.Namespace) -> int:
 
     from nnunet_ssl.data.older_conversions import older_conversion
 
+    part = part_of(options)
     num_processes = options.np or min(default_num_processes, os.cpu_count() or 1)
     lines: list[str] = []
     if written := split_that_fits(options.d):
         print(written)
     for job in find_jobs(options.d, options.c, options.p):
-        problems = job.run(num_processes, retry_problems=True)
-        print(f"{job.configuration}: {len(job.image_files()) - len(problems)} unlabeled cases in {job.preprocessed}")
+        problems = job.run(num_processes, retry_problems=True, part=part)
+        cases = part.of(job.image_files())
+        of_part = "" if part.parts == 1 else f" of part {part.number} of {part.parts}"
+        print(f"{job.configuration}: {len(cases) - len(problems)} unlabeled cases{of_part} in {job.preprocessed}")
         lines += [f"{job.configuration}: could not preprocess {case}: {why}" for case, why in sorted(problems.items())]
     if unused := job.unused_files():
         print(unused)
@@ -42,6 +52,19 @@ def run(options: argparse.Namespace) -> int:
         print(f"WARNING: {sentence}")
     print(*lines, sep="\n", end="\n" if lines else "")
     return 1 if lines else 0
+
+
+def part_of(options: argparse.Namespace) -> "Part":
+    """Return which part of the images is asked for.
+
+    Raises:
+        ValueError: there is no such part, or it is not said of how many.
+    """
+    from nnunet_ssl.data.locks import WHOLE, Part
+
+    if (options.part_id is None) != (options.num_parts is None):
+        raise ValueError("--part-id K and --num-parts N go together: part K, from 0, of N")
+    return WHOLE if options.part_id is None else Part(options.part_id, options.num_parts)
 
 
 def split_that_fits(dataset: str) -> str:

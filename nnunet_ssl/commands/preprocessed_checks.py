@@ -18,8 +18,9 @@ from nnunet_ssl.data.plans_file import (
     plans_problem,
     read_plans,
 )
+from nnunet_ssl.data.pool_index import read_stamps
 from nnunet_ssl.data.raw_files import channel_names, read_dataset_json, some
-from nnunet_ssl.data.stamps import folder_of, read_stamp
+from nnunet_ssl.data.stamps import folder_of
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 
 COPIED_KEYS = ("labels", "regions_class_order", "channel_names", "file_ending")  # which a training reads from the copy
@@ -137,7 +138,8 @@ def check_unlabeled(planned: Planned, cases: Cases, images: Path) -> Iterator[Fi
         target = folder_of(planned.folder, folder.name)
         job = UnlabeledPreprocessing(planned.plans.plans, name, planned.dataset_json, images, target)
         settings = job.settings()
-        stamps = {case: read_stamp(target, case) for case in cases.unlabeled}
+        known = read_stamps(target)
+        stamps = {case: known.get(case) for case in cases.unlabeled}
         missing = [case for case, stamp in stamps.items() if stamp is None or stamp.settings != settings]
         problems = [f"{case} ({stamp.problem})" for case, stamp in stamps.items() if stamp and stamp.problem]
         if missing:

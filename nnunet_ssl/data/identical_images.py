@@ -1,13 +1,12 @@
 """Finding images that stand in a data set under two names, by their voxels."""
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import nibabel
-import numpy as np
 import SimpleITK
 import tifffile
 from tqdm import tqdm
@@ -15,7 +14,8 @@ from typing_extensions import TypedDict
 
 from nnunet_ssl.data.dataset_reader import DatasetReader
 from nnunet_ssl.data.json_schemas import read_if_fit
-from nnunet_ssl.data.preprocessed_images import write_json_atomically
+from nnunet_ssl.data.locks import one_after_the_other
+from nnunet_ssl.data.preprocessed_images import Content, content_of, write_json_atomically
 from nnunet_ssl.data.raw_files import TIFF_ENDINGS, RawDataset
 
 CACHE = "raw_image_contents.json"  # in the data set's folder in nnUNet_preprocessed
@@ -47,31 +47,40 @@ def as_test_case(case: str) -> str:
     return f"{case} (imagesTs)"
 
 
-def identical_images(files: Mapping[str, Sequence[Path]], reader: DatasetReader, cache: Path) -> list[list[str]]:
+def identical_images(
+    files: Mapping[str, Sequence[Path]],
+    reader: DatasetReader,
+    cache: Path,
+    contents: Mapping[str, Content] = MappingProxyType({}),
+    wanted: Container[str] | None = None,
+) -> list[list[str]]:
     """Return the groups of cases whose images have the same voxels, each sorted; an unreadable image is in none.
 
     Args:
         files: the image files of each case, channels in order.
         reader: of the data set.
         cache: a json file that remembers shapes and voxels by name, size and time of change of the files.
+        contents: of cases of which nothing is read, as the reader reads them.
+        wanted: cases; groups without any of them are not looked for. None: all are.
     """
-    known = read_if_fit(cache, dict[str, KnownImage]) or {}
-    current = {case: _entry(channels, known) for case, channels in files.items()}
-    current = {case: entry for case, entry in current.items() if entry["shape"] is not None}
-    of_shape = defaultdict(list)
-    for case, entry in current.items():
-        of_shape[tuple(map(tuple, entry["shape"]))].append(case)
-    alike = [case for cases in of_shape.values() if len(cases) > 1 for case in cases]
-    unread = [case for case in alike if current[case]["digest"] is None]
-    for case in tqdm(unread, desc="Comparing images", disable=not unread):
-        with suppress(ValueError):  # a damaged image is named by whoever needs it
-            voxels, _ = reader.read_channels(files[case])
-            current[case]["digest"] = hashlib.sha256(np.ascontiguousarray(voxels).data).hexdigest()
-    entries = {_key(files[case]): entry for case, entry in current.items()}
-    if any(known.get(key) != entry for key, entry in entries.items()):
-        with suppress(OSError):  # where nothing can be written, images are read again each time
-            write_json_atomically(known | entries, cache)
-    return groups_of_equals({case: (*map(tuple, current[case]["shape"]), current[case]["digest"]) for case in alike})
+    with one_after_the_other(cache.with_suffix(".lock"), "compares the same images"):
+        known = read_if_fit(cache, dict[str, KnownImage]) or {}
+        current = {case: _entry(channels, known) for case, channels in files.items() if case not in contents}
+        current = {case: entry for case, entry in current.items() if entry["shape"] is not None}
+        extents = {case: _extent(entry["shape"]) for case, entry in current.items()}
+        extents |= {case: _extent([contents[case].shape]) for case in files if case in contents}
+        alike = _of_equal_extent(extents, wanted)
+        unread = [case for case in alike if case in current and current[case]["digest"] is None]
+        for case in tqdm(unread, desc="Comparing images", disable=not unread):
+            with suppress(ValueError):  # a damaged image is named by whoever needs it
+                current[case]["digest"] = content_of(reader.read_channels(files[case])[0]).digest
+        entries = {_key(files[case]): entry for case, entry in current.items()}
+        if any(known.get(key) != entry for key, entry in entries.items()):
+            with suppress(OSError):  # where nothing can be written, images are read again each time
+                write_json_atomically(known | entries, cache)
+    digests = {case: entry["digest"] for case, entry in current.items()}
+    digests |= {case: content.digest for case, content in contents.items()}
+    return groups_of_equals({case: (extents[case], digests[case]) for case in alike})
 
 
 def groups_of_equals(contents: Mapping[str, Sequence]) -> list[list[str]]:
@@ -118,10 +127,23 @@ def across(twins: Iterable[Sequence[str]], train: Iterable[str], validation: Ite
     return [" = ".join(names) for names in twins if all({*names} & side for side in sides)]
 
 
+def _extent(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the sizes of an image along its axes and channels, sorted: headers and readers have other orders."""
+    return tuple(sorted(size for size in (len(shapes), *shapes[0]) if size > 1))
+
+
+def _of_equal_extent(extents: Mapping[str, tuple[int, ...]], wanted: Container[str] | None) -> list[str]:
+    of_extent = defaultdict(list)
+    for case, extent in extents.items():
+        of_extent[extent].append(case)
+    several = [cases for cases in of_extent.values() if len(cases) > 1]
+    return [case for cases in several if wanted is None or any(one in wanted for one in cases) for case in cases]
+
+
 def _entry(files: Sequence[Path], known: dict) -> dict:
     """Return marks, shape and, where it is known, digest of an image; a shape of None if it cannot be read."""
     try:
-        marks = [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        marks = [[there.st_size, there.st_mtime_ns] for there in (file.stat() for file in files)]
     except OSError:
         return {"marks": [], "shape": None, "digest": None}
     entry = known.get(_key(files))

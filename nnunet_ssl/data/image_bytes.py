@@ -17,6 +17,7 @@ import numpy as np
 import SimpleITK
 import tifffile
 
+from nnunet_ssl.data.hashed_files import HashedFile
 from nnunet_ssl.data.raw_files import TIFF_ENDINGS
 
 GIPL_HEADER_BYTES = 256
@@ -57,22 +58,26 @@ class Stored:
     type: np.dtype
 
 
-def voxels_are_finite(file: Path) -> bool:
+def voxels_are_finite(content: HashedFile) -> bool:
     """Read an image file to its end, and return whether all its values are finite.
 
-    Of formats that are not known here nothing is read.
+    Of formats that are not known here nothing is read, and TIFF is read by its library.
+
+    Args:
+        content: the file, of which nothing is read yet.
 
     Raises:
         ValueError: it has fewer or more bytes than its header says, or a checksum is wrong.
     """
+    file = content.file
     if file.name.endswith(".png"):
-        _refuse_damaged_png(file)
+        _refuse_damaged_png(content)
     if file.suffix.lower() in TIFF_ENDINGS:
         with tifffile.TiffFile(file) as opened:
             series = opened.series[0]
             return series.dtype.kind != "f" or bool(np.isfinite(series.asarray()).all())
     stored = _stored_in(file)
-    return True if stored is None else _read_to_the_end(file, stored)
+    return True if stored is None else _read_to_the_end(content, stored)
 
 
 def in_plain_words(error: Exception) -> str:
@@ -81,9 +86,9 @@ def in_plain_words(error: Exception) -> str:
     return next((words for part, words in PLAIN_WORDS.items() if part in message), message)
 
 
-def _read_to_the_end(file: Path, stored: Stored) -> bool:
+def _read_to_the_end(content: HashedFile, stored: Stored) -> bool:
     there, is_finite, rest = 0, True, b""
-    for chunk in _unpacked(file, stored):
+    for chunk in _unpacked(content, stored):
         there += len(chunk)
         if there > stored.size:
             raise ValueError(f"it has more bytes than the {stored.size} of the image that its header describes")
@@ -97,28 +102,33 @@ def _read_to_the_end(file: Path, stored: Stored) -> bool:
     return is_finite
 
 
-def _unpacked(file: Path, stored: Stored) -> Iterator[bytes]:
+def _unpacked(content: HashedFile, stored: Stored) -> Iterator[bytes]:
     """Yield what a file holds from its first voxel to its end; libraries compare the checksums at the end."""
-    with file.open("rb") as opened:
-        opened.seek(stored.start)
-        if stored.packing == "zlib":
-            yield from _inflated(opened)
-            return
-        if stored.packing:
-            opened = gzip.GzipFile(fileobj=opened) if stored.packing == "gzip" else bz2.BZ2File(opened)
-        opened.seek(stored.skipped, 0 if stored.packing else 1)
-        while chunk := opened.read(CHUNK_BYTES):
-            yield chunk
+    _skip(content, stored.start)
+    if stored.packing == "zlib":
+        yield from _inflated(content)
+        return
+    opened: HashedFile | BinaryIO = content
+    if stored.packing:
+        opened = gzip.GzipFile(fileobj=content) if stored.packing == "gzip" else bz2.BZ2File(content)
+    _skip(opened, stored.skipped)
+    while chunk := opened.read(CHUNK_BYTES):
+        yield chunk
 
 
-def _inflated(opened: BinaryIO) -> Iterator[bytes]:
+def _skip(opened: HashedFile | BinaryIO, size: int) -> None:
+    while size > 0 and (skipped := opened.read(min(size, CHUNK_BYTES))):
+        size -= len(skipped)
+
+
+def _inflated(content: HashedFile) -> Iterator[bytes]:
     unpacking = zlib.decompressobj()
     while not unpacking.eof:
-        packed = unpacking.unconsumed_tail or opened.read(CHUNK_BYTES)
+        packed = unpacking.unconsumed_tail or content.read(CHUNK_BYTES)
         if not packed:
             raise EOFError("its end is missing")
         yield unpacking.decompress(packed, CHUNK_BYTES)
-    yield unpacking.unused_data + opened.read(1)  # which should not be there
+    yield unpacking.unused_data + content.read(1)  # which should not be there
 
 
 def _stored_in(file: Path) -> Stored | None:
@@ -181,16 +191,15 @@ def _voxels_by_itk(file: Path, byte_order: str) -> tuple[int, np.dtype]:
     return math.prod(header.GetSize()) * value.nbytes, value.dtype.newbyteorder(byte_order)
 
 
-def _refuse_damaged_png(file: Path) -> None:
+def _refuse_damaged_png(opened: HashedFile) -> None:
     """Compare the checksum of each part of a PNG file, which not every library does."""
-    with file.open("rb") as opened:
-        if opened.read(len(PNG_BEGINS)) != PNG_BEGINS:
-            raise ValueError("it does not begin as a PNG file does")
-        kind = b""
-        while kind != b"IEND":
-            size, kind = int.from_bytes(opened.read(4)), opened.read(4)
-            content, checksum = opened.read(size), opened.read(4)
-            if len(content) < size or len(checksum) < 4:
-                raise EOFError("its end is missing")
-            if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(checksum):
-                raise ValueError("a checksum is wrong")
+    if opened.read(len(PNG_BEGINS)) != PNG_BEGINS:
+        raise ValueError("it does not begin as a PNG file does")
+    kind = b""
+    while kind != b"IEND":
+        size, kind = int.from_bytes(opened.read(4)), opened.read(4)
+        content, checksum = opened.read(size), opened.read(4)
+        if len(content) < size or len(checksum) < 4:
+            raise EOFError("its end is missing")
+        if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(checksum):
+            raise ValueError("a checksum is wrong")

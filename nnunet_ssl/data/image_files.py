@@ -3,19 +3,24 @@
 import errno
 import locale
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import SimpleITK
 
 from nnunet_ssl.data import disk_faults
+from nnunet_ssl.data.hashed_files import HashedFile
 from nnunet_ssl.data.image_bytes import in_plain_words, voxels_are_finite
 
 FAULTS_OF_THE_MACHINE = (errno.ENOMEM, *disk_faults.FAULTS)
 
 
-def refuse_damaged(file: Path) -> bool:
+def refuse_damaged(file: Path, content: HashedFile | None = None) -> bool:
     """Look whether a file is whole, by its size and all checksums that it has, and whether its values are finite.
+
+    Args:
+        file: its name.
+        content: the same file for whom its SHA-256 is wanted too, without reading it twice; nothing is read of it yet.
 
     Returns:
         Whether they are.
@@ -26,7 +31,8 @@ def refuse_damaged(file: Path) -> bool:
     if not file.is_file():
         raise ValueError(f"{file.name} is no file but a folder, a pipe, or a link that leads nowhere")
     try:
-        return voxels_are_finite(file)
+        with nullcontext(content) if content else HashedFile(file) as opened:
+            return voxels_are_finite(opened)
     except Exception as error:
         if fault_of_the_machine(error) or getattr(error, "errno", None) is not None:
             raise

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from nnunet_ssl.data.disk_faults import naming
 from nnunet_ssl.data.json_schemas import parsed, read_if_fit
+from nnunet_ssl.data.locks import one_after_the_other
 
 if TYPE_CHECKING:
     from nnunet_ssl.data.checksums import PreprocessedFiles
@@ -37,10 +38,13 @@ def open_image(folder: Path, case: str) -> Image:
     Raises:
         FileNotFoundError: the folder holds no such case.
     """
-    file = image_file(folder, case)
-    if file is None:
+    return open_array(_existing_file(folder, case), "data")
+
+
+def _existing_file(folder: Path, case: str) -> Path:
+    if (file := image_file(folder, case)) is None:
         raise FileNotFoundError(f"{folder} holds no preprocessed case {case}")
-    return open_array(file, "data")
+    return file
 
 
 def open_outside(folder: Path, case: str) -> Image:
@@ -152,9 +156,9 @@ class Content:
 
 
 def content_of(image: Image) -> Content:
-    """Read an image's content."""
+    """Read an image's content; one that is in memory is not copied."""
     voxels = np.ascontiguousarray(image[:])
-    return Content(tuple(voxels.shape), hashlib.sha256(voxels.tobytes()).hexdigest())
+    return Content(tuple(voxels.shape), hashlib.sha256(voxels).hexdigest())
 
 
 class KnownContent(TypedDict):
@@ -168,7 +172,7 @@ class KnownContent(TypedDict):
 def contents_of(
     folder: Path, cases: Iterable[str], cache: Path, shapes: set[tuple[int, ...]] | None = None
 ) -> dict[str, Content]:
-    """Return the contents of preprocessed cases.
+    """Return the contents of preprocessed cases; those that are known are not opened.
 
     Args:
         folder: a preprocessed folder.
@@ -176,22 +180,25 @@ def contents_of(
         cache: a json file that remembers contents by the image file's size and time of change.
         shapes: read only images of these shapes (C, *spatial) and leave the others out; None means all.
     """
-    known = read_if_fit(cache, dict[str, KnownContent]) or {}
+    states = {case: _existing_file(folder, case).stat() for case in cases}
     contents = {}
-    changed = False
-    for case in cases:
-        image = open_image(folder, case)
-        if shapes is not None and tuple(image.shape) not in shapes:
-            continue
-        file = image_file(folder, case).stat()
-        mark = [file.st_size, file.st_mtime_ns]
-        if known.get(case, {}).get("mark") != mark:
-            known[case] = {"mark": mark, **asdict(content_of(image))}
-            changed = True
-        contents[case] = Content(tuple(known[case]["shape"]), known[case]["digest"])
-    if changed:
-        with suppress(OSError):  # in a folder that is only read, contents are read again each time
-            write_json_atomically(known, cache)
+    with one_after_the_other(cache.with_suffix(".lock"), "reads the same images"):
+        known = read_if_fit(cache, dict[str, KnownContent]) or {}
+        changed = False
+        for case, there in states.items():
+            mark = [there.st_size, there.st_mtime_ns]
+            if known.get(case, {}).get("mark") != mark:
+                image = open_image(folder, case)
+                if shapes is not None and tuple(image.shape) not in shapes:
+                    continue
+                known[case] = {"mark": mark, **asdict(content_of(image))}
+                changed = True
+            content = Content(tuple(known[case]["shape"]), known[case]["digest"])
+            if shapes is None or content.shape in shapes:
+                contents[case] = content
+        if changed:
+            with suppress(OSError):  # in a folder that is only read, contents are read again each time
+                write_json_atomically(known, cache)
     return contents
 
 
@@ -203,7 +210,7 @@ def read_json(file: Path) -> dict | None:
         return None
 
 
-def write_json_atomically(content: dict | list, file: Path, indent: int = 1) -> None:
+def write_json_atomically(content: Mapping | list, file: Path, indent: int | None = 1) -> None:
     """Write a json file so that a reader finds the old or the new one, after a power cut too."""
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with naming(file, instead_of=unfinished):

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -142,13 +143,18 @@ def files_in(folder: Path, ending: str) -> list[Path]:
     """Return the files of a folder that end so, sorted; none where there is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir() if file.name.endswith(ending) and not file.name.startswith("."))
+    return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(ending) and not name.startswith(".")]
 
 
 def images_in(folder: Path, ending: str) -> dict[str, list[Path]]:
     """Return the image files of every case, CASE_0000 and so on, in order; what is named otherwise is left out."""
+    return images_among(files_in(folder, ending), ending)
+
+
+def images_among(files: Iterable[Path], ending: str) -> dict[str, list[Path]]:
+    """Return as `images_in` the image files of every case, of a folder that is listed already."""
     images: dict[str, list[Path]] = {}
-    for file in files_in(folder, ending):
+    for file in files:
         if match := CHANNEL.fullmatch(file.name.removesuffix(ending)):
             images.setdefault(match["case"], []).append(file)
     return images
@@ -160,13 +166,15 @@ def unlabeled_images(folder: Path, ending: str) -> dict[str, list[Path]]:
     Raises:
         ValueError: a file with the data set's ending is not named CASE_0000.
     """
-    for file in files_in(folder, ending):
-        if not CHANNEL.fullmatch(file.name.removesuffix(ending)):
-            renamed = f"{file.name.removesuffix(ending)}_0000{ending}"
-            raise ValueError(
-                f"{file} is not named as nnU-Net names images: CASE_0000{ending} (channel 0 of CASE), here {renamed}"
-            )
-    return images_in(folder, ending)
+    files = files_in(folder, ending)
+    images = images_among(files, ending)
+    if sum(map(len, images.values())) < len(files):
+        file = next(file for file in files if not CHANNEL.fullmatch(file.name.removesuffix(ending)))
+        renamed = f"{file.name.removesuffix(ending)}_0000{ending}"
+        raise ValueError(
+            f"{file} is not named as nnU-Net names images: CASE_0000{ending} (channel 0 of CASE), here {renamed}"
+        )
+    return images
 
 
 def channel_problem(files: Sequence[Path], dataset_json: dict, may_be_one_file: bool = True) -> str | None:

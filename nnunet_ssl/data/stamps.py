@@ -1,14 +1,18 @@
 """What a preprocessed unlabeled case was made from, and what it became; a stamp for each case, beside the cases."""
 
+import errno
 import hashlib
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssl.data.hashed_files import HashedFile
 from nnunet_ssl.data.json_schemas import read_if_fit
 from nnunet_ssl.data.names import checked_name
 from nnunet_ssl.data.preprocessed_images import Content
 
+NOWHERE = (errno.ENOENT, errno.ELOOP)  # of a link
 Mark = tuple[str, int, int, str]  # of a file: name, size in bytes, time of change in ns, SHA-256
 
 
@@ -21,6 +25,8 @@ class Stamp:
         files: the image files.
         content: the preprocessed image's content; None when there is a problem.
         checksums: of the preprocessed files, by their names; empty in a stamp of an earlier version.
+        sizes: of the same in bytes; empty in a stamp of an earlier version.
+        voxels: the image as it was read, before it was preprocessed; None in a stamp of an earlier version.
         problem: why the image could not be preprocessed; empty when it was.
         wrong_channel_count: whether that is the problem.
     """
@@ -29,6 +35,8 @@ class Stamp:
     files: list[Mark]
     content: Content | None = None
     checksums: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    voxels: Content | None = None
     problem: str = ""
     wrong_channel_count: bool = False
 
@@ -54,7 +62,12 @@ def read_stamp(preprocessed: Path, case: str) -> Stamp | None:
 
 def stamp_file(preprocessed: Path, case: str) -> Path:
     """Return where the stamp of a case lies."""
-    return state_folder(preprocessed) / "stamps" / f"{checked_name(case)}.json"
+    return stamps_folder(preprocessed) / f"{checked_name(case)}.json"
+
+
+def stamps_folder(preprocessed: Path) -> Path:
+    """Return where the stamps of all cases lie."""
+    return state_folder(preprocessed) / "stamps"
 
 
 def checksums_of(preprocessed: Path, case: str) -> dict[str, int]:
@@ -65,14 +78,20 @@ def checksums_of(preprocessed: Path, case: str) -> dict[str, int]:
 
 def mark_of(file: Path) -> Mark:
     """Return what tells a file from another one of its name."""
-    return (*quick_mark(file), file_digest(file) if file.is_file() else "")
+    with HashedFile(file) as content:
+        return (*quick_mark(file), content.digest())
 
 
 def quick_mark(file: Path) -> tuple[str, int, int]:
     """Return what tells without reading that a file is another one; the same of all that is no file."""
-    if not file.is_file():  # a folder, a pipe, a link to nowhere
+    try:
+        there = file.stat()
+    except OSError as error:
+        if error.errno not in NOWHERE:
+            raise
         return file.name, 0, 0
-    there = file.stat()
+    if not stat.S_ISREG(there.st_mode):  # a folder, a pipe
+        return file.name, 0, 0
     return file.name, there.st_size, there.st_mtime_ns
 
 

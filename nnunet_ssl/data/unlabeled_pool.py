@@ -9,9 +9,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_ssl.data.dataset_reader import DatasetReader
 from nnunet_ssl.data.identical_images import CACHE, as_test_case, identical_images
+from nnunet_ssl.data.pool_index import read_stamps
 from nnunet_ssl.data.preprocessed_images import Content, contents_of, image_file, open_image
 from nnunet_ssl.data.raw_files import RawDataset, some
-from nnunet_ssl.data.stamps import read_stamp, state_folder
+from nnunet_ssl.data.stamps import state_folder
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 
 
@@ -59,11 +60,11 @@ def collect_pool(
     with_image = set(available)
     from_images = [case for case in cases if case in with_image]
     hidden = [case for case in cases if case not in with_image]
-    if preprocessing.images.is_dir() and (outdated := preprocessing.outdated(from_images)):
+    stamps = read_stamps(preprocessing.preprocessed)
+    if preprocessing.images.is_dir() and (outdated := preprocessing.outdated(from_images, stamps=stamps)):
         preprocess_missing(outdated)
-
-    stamps = {case: read_stamp(preprocessing.preprocessed, case) for case in from_images}
-    problems = {case: stamp for case, stamp in stamps.items() if stamp is not None and stamp.problem}
+        stamps = read_stamps(preprocessing.preprocessed)
+    problems = {case: stamps[case] for case in from_images if case in stamps and stamps[case].problem}
     _refuse_wrong_channels([f"{case}: {s.problem}" for case, s in problems.items() if s.wrong_channel_count])
     left_out = {case: stamp.problem for case, stamp in problems.items()}
     usable = [case for case in from_images if case not in left_out]
@@ -73,12 +74,13 @@ def collect_pool(
         raise ValueError(_empty_pool_message(preprocessing, named, left_out))
 
     state = state_folder(preprocessing.preprocessed)
-    contents = {case: stamps[case].content for case in usable if stamps[case] is not None}
+    contents = {case: stamps[case].content for case in usable if case in stamps}
     unstamped = [case for case in usable if case not in contents]
     contents |= contents_of(preprocessing.preprocessed, unstamped, state / "unlabeled_contents.json")
     cache = state / "labeled_contents.json"
     _refuse_shared_contents(contents, hidden, labeled_folder, labeled, cache)
-    _refuse_test_images(preprocessing, set(folders))
+    voxels = {case: stamps[case].voxels for case in usable if case in stamps and stamps[case].voxels}
+    _refuse_test_images(preprocessing, set(folders), voxels)
     return UnlabeledPool(folders, left_out, training_twins(labeled_folder, train, validation, cache))
 
 
@@ -160,8 +162,11 @@ def _refuse_shared_contents(
         )
 
 
-def _refuse_test_images(preprocessing: UnlabeledPreprocessing, cases: set[str]) -> None:
-    """Compare the voxels of unlabeled and test images, where the raw data set is at hand."""
+def _refuse_test_images(preprocessing: UnlabeledPreprocessing, cases: set[str], voxels: dict[str, Content]) -> None:
+    """Compare the voxels of unlabeled and test images, where the raw data set is at hand.
+
+    Those of `voxels` are known since their preprocessing, and not read.
+    """
     folder = preprocessing.images.parent
     if not (folder / "dataset.json").is_file() or not (folder / "imagesTs").is_dir():
         return
@@ -169,8 +174,8 @@ def _refuse_test_images(preprocessing: UnlabeledPreprocessing, cases: set[str]) 
     unlabeled = {case: files for name in ("imagesTr", "imagesUn") for case, files in raw.images(name).items()}
     files = {case: files for case, files in unlabeled.items() if case in cases}
     test = {as_test_case(case): files for case, files in raw.images("imagesTs").items()}
-    reader = DatasetReader.of_plans(preprocessing.plans)
-    groups = identical_images(files | test, reader, preprocessing.preprocessed.parent / CACHE)
+    reader, cache = DatasetReader.of_plans(preprocessing.plans), preprocessing.preprocessed.parent / CACHE
+    groups = identical_images(files | test, reader, cache, voxels, test)
     pairs = [" = ".join(names) for names in groups if {*names} & {*files} and {*names} & {*test}]
     if pairs:
         raise ValueError(

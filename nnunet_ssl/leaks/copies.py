@@ -71,7 +71,7 @@ def copies_for_split(raw: RawDataset, folder: Path) -> list[list[str]]:
 
 def _is_current(index: Index, name: str, files: Sequence[Path]) -> bool:
     try:
-        return index.is_current(name, marks_of(files))
+        return name in index.scans and index.is_current(name, marks_of(files))
     except OSError:
         return False
 

@@ -106,7 +106,7 @@ class Index:
 
 def marks_of(files: Sequence[Path]) -> list[list[int]]:
     """Return size and time of change of files; an OSError if one is missing."""
-    return [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [[there.st_size, there.st_mtime_ns] for there in (file.stat() for file in files)]
 
 
 def read_small_images(folder: Path, scans: Mapping[str, Scan]) -> dict[str, np.ndarray]:

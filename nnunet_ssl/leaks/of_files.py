@@ -10,7 +10,7 @@ import numpy as np
 
 from nnunet_ssl.data.dataset_reader import DatasetReader
 from nnunet_ssl.data.identical_images import FOLDERS
-from nnunet_ssl.data.raw_files import CHANNEL, RawDataset, files_in, some
+from nnunet_ssl.data.raw_files import CHANNEL, RawDataset, files_in, images_among, some
 from nnunet_ssl.leaks.copies import scans_of
 from nnunet_ssl.leaks.index import Index
 from nnunet_ssl.leaks.leak import Leak
@@ -21,9 +21,12 @@ LABEL_NAME = re.compile(r"(?i)(^|[_.-])(seg|segmentation|gt|ground_?truth|labels
 def labels_beside_images(raw: RawDataset) -> Iterator[Leak]:
     """Give label files that lie among images, and labels that are hidden and visible at once, by their names."""
     hidden, labels = raw.labels("labelsHidden"), raw.labels()
-    cases = {case for folder in FOLDERS for case in raw.images(folder)} | labels.keys() | hidden.keys()
-    for folder in FOLDERS:
-        files = files_in(raw.folder / folder, raw.ending)
+    listed = {folder: files_in(raw.folder / folder, raw.ending) for folder in FOLDERS}
+    images = {folder: images_among(files, raw.ending) for folder, files in listed.items()}
+    if raw.lies_elsewhere:
+        images["imagesTr"] = raw.images()
+    cases = {case for of_folder in images.values() for case in of_folder} | labels.keys() | hidden.keys()
+    for folder, files in listed.items():
         found = [file for file in files if _is_label_name(file.name.removesuffix(raw.ending), cases)]
         if found:
             aside = f"mkdir -p {quote(str(raw.folder / 'labelsHidden'))} && mv {quote(str(found[0]))} "
@@ -39,7 +42,7 @@ def labels_beside_images(raw: RawDataset) -> Iterator[Leak]:
     if both := sorted(hidden.keys() & labels.keys()):
         state = f"in labelsHidden and in labelsTr, where planning reads them: {some(both)}"
         yield Leak("hidden labels that are visible", state, _hiding(raw))
-    if on_the_way := sorted((hidden.keys() & raw.images().keys()) - labels.keys()):
+    if on_the_way := sorted((hidden.keys() & images["imagesTr"].keys()) - labels.keys()):
         state = f"--hide was interrupted, their images are still in imagesTr: {some(on_the_way)}"
         yield Leak("hidden labels beside images", state, f"nnunet_ssl split {quote(raw.folder.name)} --unhide")
 

@@ -37,8 +37,9 @@ class Fold:
         raw: RawDataset | None,
     ) -> "Fold":
         """Return a fold; cases of imagesUn are unlabeled where `named` is None, and those of imagesTs are the test."""
-        unlabeled, test = ([*raw.images(folder)] if raw else [] for folder in ("imagesUn", "imagesTs"))
-        sides = {TRAINING: train, VALIDATION: val, UNLABELED: unlabeled if named is None else named, TEST: test}
+        if named is None:
+            named = raw.images("imagesUn") if raw else ()
+        sides = {TRAINING: train, VALIDATION: val, UNLABELED: named, TEST: raw.images("imagesTs") if raw else ()}
         return cls(str(name), {side: tuple(map(str, cases)) for side, cases in sides.items()})
 
     @property

@@ -60,3 +60,33 @@ def test_unset_variable_is_named(tiny_dataset, monkeypatch, capsys):
     monkeypatch.delenv("nnUNet_raw")
     assert main(["preprocess", "-d", "999"]) == 2
     assert "nnUNet_raw not set: export nnUNet_raw=/path/to/folder" in capsys.readouterr().err
+
+
+def test_parts_have_nothing_in_common_and_are_all(dataset, capsys):
+    for i in range(2, 9):
+        write_image(dataset.images_un / f"scan{i}_0000.nii.gz", seed=i)
+    done = []
+    for part in range(3):
+        assert main(["preprocess", "-d", "999", "-np", "1", "--part-id", str(part), "--num-parts", "3"]) == 0
+        there = {file.stem for file in dataset.unlabeled_folder.glob("scan?.b2nd")}
+        assert f"{len(there) - len(done)} unlabeled cases of part {part} of 3 in" in capsys.readouterr().out
+        done = there
+    assert done == {f"scan{i}" for i in range(9)}
+    before = {file: file.stat().st_mtime_ns for file in dataset.unlabeled_folder.iterdir()}
+    assert main(["preprocess", "-d", "999", "-np", "1"]) == 0
+    assert before == {file: file.stat().st_mtime_ns for file in dataset.unlabeled_folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--part-id", "2", "--num-parts", "2"], "there is no part 2 of 2: parts are numbered from 0"),
+        (["--part-id", "-1", "--num-parts", "2"], "there is no part -1 of 2"),
+        (["--part-id", "0", "--num-parts", "0"], "there is no part 0 of 0"),
+        (["--part-id", "0"], "--part-id K and --num-parts N go together"),
+    ],
+)
+def test_a_part_that_there_is_not_is_refused(dataset, arguments, message, capsys):
+    assert main(["preprocess", "-d", "999", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(dataset.unlabeled_folder.glob("scan*"))

@@ -1,4 +1,6 @@
+import json
 import os
+from multiprocessing.pool import ThreadPool
 
 import nibabel
 import numpy as np
@@ -7,7 +9,8 @@ import SimpleITK
 from skimage import io
 
 from nnunet_ssl.data.dataset_reader import DatasetReader
-from nnunet_ssl.data.identical_images import identical_images, united
+from nnunet_ssl.data.identical_images import _extent, identical_images, shape_in_header, united
+from nnunet_ssl.data.preprocessed_images import content_of
 from tests.data.test_unlabeled_preprocessing import write_image
 
 NIFTI = DatasetReader.of_dataset({"file_ending": ".nii.gz"})
@@ -100,9 +103,48 @@ def test_an_unreadable_image_is_no_twin(tmp_path):
     assert identical_images(files, NIFTI, tmp_path / "cache.json") == []
 
 
+def test_what_is_known_is_not_read_and_groups_that_nobody_wants_are_not_looked_for(tmp_path, monkeypatch):
+    """Two of one image, of two sizes; of the larger ones the voxels are known, and no smaller one is wanted."""
+    for case, seed, depth in (("a", 1, 17), ("b", 1, 17), ("c", 2, 17), ("d", 1, 16), ("e", 1, 16)):
+        write_image(tmp_path / f"{case}_0000.nii.gz", seed=seed, shape=(12, 14, depth))
+    files = of(tmp_path, *"abcde")
+    contents = {case: content_of(NIFTI.read_channels(files[case])[0]) for case in "bc"}
+    read = reading(monkeypatch)
+    assert identical_images(files, NIFTI, tmp_path / "cache.json", contents, {"a"}) == [["a", "b"]]
+    assert read == ["a_0000.nii.gz"]
+    assert not {"imagesTr/b_0000.nii.gz"} & json.loads((tmp_path / "cache.json").read_text()).keys()
+    assert identical_images(files, NIFTI, tmp_path / "other.json", contents) == [["a", "b"], ["d", "e"]]
+
+
+@pytest.mark.parametrize("kind", ["one channel", "two files", "one file", ".png", "colour", ".nrrd", ".tif", "slice"])
+def test_headers_and_readers_agree_on_the_extent(tmp_path, kind):
+    ending = {".png": ".png", "colour": ".png", ".nrrd": ".nrrd", ".tif": ".tif"}.get(kind, ".nii.gz")
+    shape = {"one file": (2, 5, 6, 7), ".png": (9, 12), "colour": (9, 12, 3), "slice": (1, 9, 12)}.get(kind, (5, 6, 7))
+    voxels, files = np.random.default_rng(0).integers(0, 200, shape, np.uint8), []
+    for channel in range(2 if kind == "two files" else 1):
+        files.append(tmp_path / f"a_{channel:04d}{ending}")
+        if ending in (".png", ".tif"):
+            io.imsave(files[-1], voxels, check_contrast=False)
+        else:
+            SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels, isVector=False), str(files[-1]))
+    reader = DatasetReader.of_dataset({"file_ending": ending}, files)
+    shapes = [shape_in_header(file) for file in files]
+    assert _extent(shapes) == _extent([reader.read_channels(files)[0].shape])
+
+
 def test_patients_with_one_image_are_one_group():
     groups = {"a1": "a", "a2": "a", "b1": "b", "c1": "c", "d1": "d"}
     assert united(groups, [["b1", "c1"]]) == groups | {"c1": "b"}
     assert united(groups, [["b1", "c1"], ["a2", "c1"]]) == {"a1": "a", "a2": "a", "b1": "a", "c1": "a", "d1": "d"}
     assert united(groups, [["b1", "somewhere else"]]) == groups
     assert united(groups, []) == groups
+
+
+def test_five_folds_that_start_at_once_read_each_image_once(tmp_path, monkeypatch):
+    for i in range(6):
+        write_image(tmp_path / f"{i}_0000.nii.gz", seed=i // 2)
+    read = reading(monkeypatch)
+    with ThreadPool(5) as pool:
+        found = pool.map(lambda _: identical_images(of(tmp_path, *"012345"), NIFTI, tmp_path / "cache.json"), range(5))
+    assert found == [[["0", "1"], ["2", "3"], ["4", "5"]]] * 5
+    assert sorted(read) == [f"{i}_0000.nii.gz" for i in range(6)]

@@ -10,6 +10,7 @@ import SimpleITK
 import tifffile
 from skimage import io
 
+from nnunet_ssl.data.hashed_files import HashedFile
 from nnunet_ssl.data.image_bytes import CHUNK_BYTES, voxels_are_finite
 from nnunet_ssl.data.image_files import refuse_damaged
 
@@ -112,9 +113,9 @@ def test_a_header_that_describes_another_image_is_refused(tmp_path, size):
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "packed.mha", "a.nrrd", "packed.nrrd", "a.tif"])
 def test_values_that_are_not_finite_are_found(tmp_path, name, value):
     floats(tmp_path / name, 1.0)
-    assert voxels_are_finite(tmp_path / name)
+    assert voxels_are_finite(HashedFile(tmp_path / name))
     floats(tmp_path / name, value)
-    assert not voxels_are_finite(tmp_path / name)
+    assert not voxels_are_finite(HashedFile(tmp_path / name))
 
 
 def test_values_of_the_other_byte_order_and_on_the_border_of_what_is_read_at_once(tmp_path, monkeypatch):

@@ -201,7 +201,7 @@ def test_an_image_too_large_for_the_memory_is_left_out_before_it_is_read(job, mo
     """It names its sizes; the data set's own spacing is 50 times as fine."""
     job.plans["configurations"]["3d_fullres"]["spacing"] = [0.02] * 3
     monkeypatch.setattr(image_fit, "memory_limit", lambda: 8 * 2**30)
-    monkeypatch.setattr("nnunet_ssl.data.unlabeled_preprocessing.refuse_damaged", lambda _: pytest.fail("it was read"))
+    monkeypatch.setattr("nnunet_ssl.data.one_case.refuse_damaged", lambda *_: pytest.fail("it was read"))
     assert job.run(1)["good"] == (
         "it is too large: its 16 x 14 x 12 voxels of 1 x 1 x 1 mm become 336 million when it is preprocessed, which "
         "needs 10 GiB of memory, and there are 8. Look whether the voxel size in its header is right"

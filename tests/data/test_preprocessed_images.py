@@ -1,4 +1,6 @@
 import os
+import tracemalloc
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pytest
@@ -92,3 +94,34 @@ def test_images_of_other_shapes_are_left_out_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(preprocessed_images, "content_of", None)
     write_image(tmp_path / "case.npy", np.zeros((1, 2, 2)), 10**18)
     assert contents_of(tmp_path, ["case"], tmp_path / "contents.json", shapes={(1, 2, 3)}) == {}
+
+
+def test_what_is_known_is_not_opened(tmp_path, monkeypatch):
+    for i in range(3):
+        np.save(tmp_path / f"case{i}.npy", np.full((1, 2, 2), i))
+    cache, cases = tmp_path / "contents.json", [f"case{i}" for i in range(3)]
+    expected = contents_of(tmp_path, cases, cache)
+    monkeypatch.setattr(preprocessed_images, "open_image", None)
+    assert contents_of(tmp_path, cases, cache) == expected
+    assert contents_of(tmp_path, cases, cache, shapes={(1, 2, 3)}) == {}
+
+
+def test_five_folds_that_start_at_once_hash_each_image_once(tmp_path, monkeypatch):
+    cases = [f"case{i}" for i in range(20)]
+    for i, case in enumerate(cases):
+        np.save(tmp_path / f"{case}.npy", np.full((1, 2, 2), i))
+    hashed = []
+    monkeypatch.setattr(preprocessed_images, "content_of", lambda image: hashed.append(1) or content_of(image))
+    with ThreadPool(5) as pool:
+        found = pool.map(lambda _: contents_of(tmp_path, cases, tmp_path / "contents.json"), range(5))
+    assert all(one == found[0] for one in found)
+    assert len(hashed) == len(cases)
+
+
+def test_an_image_in_memory_is_hashed_without_a_copy():
+    image = np.ones((1, 64, 128, 128), np.float32)
+    tracemalloc.start()
+    content_of(image)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < image.nbytes / 100

@@ -7,6 +7,7 @@ from nnunet_ssl.data.split_file import unlabeled_cases_of_fold
 from nnunet_ssl.data.stamps import folder_of
 from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, twins_warning
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
+from tests.data.test_identical_images import reading
 from tests.data.test_unlabeled_preprocessing import write_image
 
 LABELED = {"labeled0", "labeled1", "labeled2"}
@@ -171,6 +172,21 @@ def test_unlabeled_twins_of_test_cases_are_refused(tiny_dataset, folder):
     with pytest.raises(ValueError, match=rf"same image as a test case: {case} = test7 \(imagesTs\)\. Take"):
         collect(dataset, named=[case, "other"])
     assert list(collect(dataset, named=["other"]).folders) == ["other"]
+
+
+def test_what_was_read_to_be_preprocessed_is_not_read_again_to_be_compared_with_test_cases(tiny_dataset, monkeypatch):
+    dataset = tiny_dataset()
+    raw = dataset.images_un.parent
+    raw.mkdir()
+    (raw / "dataset.json").write_text(json.dumps(dataset.case.dataset_json()))
+    for seed, case in enumerate(("scan0", "scan1")):
+        write_image(dataset.images_un / f"{case}_0000.nii.gz", seed=seed)
+    write_image(raw / "imagesTs" / "test7_0000.nii.gz", seed=1)
+    preprocessing_of(dataset).run(1)
+    read = reading(monkeypatch)
+    with pytest.raises(ValueError, match=r"same image as a test case: scan1 = test7 \(imagesTs\)"):
+        collect(dataset)
+    assert read == ["test7_0000.nii.gz"]
 
 
 @pytest.mark.parametrize("training", ["labeled0", "labeled1"])

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import time
 from functools import partial
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pytest
@@ -13,9 +14,13 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_ssl.data import one_case
+from nnunet_ssl.data.dataset_reader import DatasetReader
+from nnunet_ssl.data.hashed_files import HashedFile, _Source
 from nnunet_ssl.data.in_processes import in_processes
-from nnunet_ssl.data.preprocessed_images import open_image
-from nnunet_ssl.data.stamps import read_stamp, state_folder
+from nnunet_ssl.data.locks import WHOLE, Part
+from nnunet_ssl.data.preprocessed_images import content_of, open_image
+from nnunet_ssl.data.stamps import mark_of, read_stamp, state_folder
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 
 
@@ -81,6 +86,17 @@ def test_touched_but_equal_file_is_not_redone(job):
     os.utime(job.images / "scan1_0000.nii.gz", (1, 1))
     assert job.outdated() == []
     assert read_stamp(job.preprocessed, "scan1").files[0][2] == 10**9  # the new time is kept: it is read only once
+
+
+def test_touched_files_are_read_once_by_five_folds_that_start_at_once(job, monkeypatch):
+    job.run(1)
+    for file in job.images.iterdir():
+        os.utime(file, (1, 1))
+    read, digest = [], HashedFile.digest
+    monkeypatch.setattr(HashedFile, "digest", lambda self: read.append(self.file.name) or digest(self))
+    with ThreadPool(5) as pool:
+        assert pool.map(lambda _: job.outdated(), range(5)) == [[]] * 5
+    assert sorted(read) == [f"scan{i}_0000.nii.gz" for i in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -220,8 +236,108 @@ def test_several_processes_at_once_share_the_work(job):
     assert job.outdated() == []
 
 
-def run_job(job: UnlabeledPreprocessing) -> dict:
-    return job.run(1)
+def run_job(job: UnlabeledPreprocessing, part: Part = WHOLE) -> dict:
+    return job.run(1, part=part)
+
+
+def test_parts_in_several_processes_at_once_are_all_and_join_their_index(job):
+    for i in range(3, 12):
+        write_image(job.images / f"scan{i:02d}_0000.nii.gz", seed=i)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        assert pool.starmap(run_job, [(job, Part(0, 2)), (job, Part(1, 2))]) == [{}, {}]
+    indexed = json.loads((state_folder(job.preprocessed) / "pool_index.json").read_text())["stamps"]
+    assert indexed.keys() == job.image_files().keys()
+    assert job.outdated() == []
+
+
+def test_a_part_that_was_killed_goes_on_and_leaves_others_alone(job):
+    """A case of another part that is being written is no left-over."""
+    parts = [Part(number, 2).of(job.image_files()) for number in (0, 1)]
+    assert all(parts)
+    state = state_folder(job.preprocessed)
+    left, at_work = (
+        [state / "unfinished" / cases[0] / "half.b2nd", state / "stamps" / f"{cases[0]}.json.7.tmp"] for cases in parts
+    )
+    for file in (*at_work, *left):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
+    assert job.run(1, part=Part(0, 2)) == {}
+    assert all(file.exists() for file in at_work)
+    assert not any(file.exists() for file in left)
+    assert job.outdated() == parts[1]
+    before = {file: file.stat().st_mtime_ns for file in job.preprocessed.iterdir()}
+    assert job.run(1, part=Part(0, 2)) == {}  # which has nothing to do
+    assert before == {file: file.stat().st_mtime_ns for file in job.preprocessed.iterdir()}
+    assert job.run(1) == {}
+    assert not (state / "unfinished").exists()
+    assert job.outdated() == []
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_an_image_is_read_once_to_be_hashed_and_its_voxels_are_noted(job, channels, monkeypatch):
+    names = {str(channel): f"MRI{channel}" for channel in range(channels)}
+    job.dataset_json["channel_names"] = names
+    job.plans["configurations"]["3d_fullres"].update(
+        normalization_schemes=["ZScoreNormalization"] * channels, use_mask_for_norm=[False] * channels
+    )
+    job.plans["foreground_intensity_properties_per_channel"] = dict.fromkeys(
+        names, job.plans["foreground_intensity_properties_per_channel"]["0"]
+    )
+    for i in range(3):
+        for channel in range(1, channels):
+            write_image(job.images / f"scan{i}_{channel:04d}.nii.gz", seed=i + 10)
+    sizes, reads = [], _Source.readinto
+    monkeypatch.setattr(_Source, "readinto", lambda self, buffer: sizes.append(reads(self, buffer)) or sizes[-1])
+    assert job.run(1) == {}
+    files = job.image_files()
+    assert sum(sizes) == sum(file.stat().st_size for of_case in files.values() for file in of_case)
+    reader = DatasetReader.of_plans(job.plans)
+    for case, of_case in files.items():
+        stamp = read_stamp(job.preprocessed, case)
+        assert [tuple(mark) for mark in stamp.files] == [mark_of(file) for file in of_case]
+        assert stamp.voxels == content_of(reader.read_channels(of_case)[0])
+        assert stamp.sizes.keys() == stamp.checksums.keys() == {f"{case}.b2nd", f"{case}_seg.b2nd", f"{case}.pkl"}
+
+
+def test_a_damaged_image_is_not_tried_again_until_it_changes(job):
+    damage(job)
+    job.run(1)
+    assert tuple(read_stamp(job.preprocessed, "scan1").files[0]) == mark_of(job.images / "scan1_0000.nii.gz")
+    os.utime(job.images / "scan1_0000.nii.gz", (1, 1))
+    assert job.outdated() == []
+
+
+def test_a_file_that_cannot_be_read_today_is_tried_again(job, monkeypatch):
+    def refuse(file, content=None):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one_case, "refuse_damaged", refuse)
+        patched.setattr(HashedFile, "digest", lambda self: refuse(self.file))
+        assert job.run(1).keys() == {"scan0", "scan1", "scan2"}
+    assert job.outdated() == ["scan0", "scan1", "scan2"]
+
+
+@pytest.mark.parametrize("name", ["scan1.b2nd", "scan1_seg.b2nd", "scan1.pkl"])
+@pytest.mark.parametrize("how", ["gone", "shorter"])
+def test_a_preprocessed_file_that_is_not_there_any_more_is_made_again(job, name, how):
+    job.run(1)
+    file = job.preprocessed / name
+    content = file.read_bytes()
+    file.unlink() if how == "gone" else file.write_bytes(content[:-1])
+    assert job.outdated() == ["scan1"]
+    assert job.run(1) == {}
+    assert job.outdated() == []
+
+
+def test_a_stamp_of_an_earlier_version_is_as_good(job):
+    job.run(1)
+    for stamp in (state_folder(job.preprocessed) / "stamps").iterdir():
+        content = json.loads(stamp.read_text())
+        del content["sizes"], content["voxels"]
+        stamp.write_text(json.dumps(content))
+    assert job.outdated() == []
 
 
 @pytest.mark.parametrize("change", ["spacing", "removed", "added"])

@@ -15,7 +15,9 @@ from nnunet_ssl.data.preprocessed_images import open_array
 
 TEMPORARY = re.compile(r"\.tmp$|\.tmp/|unfinished|\.link$|\.old$|\.probe")
 # What is only remembered, or tells how a training came to its end.
-LEFT_OUT = re.compile(r"_contents\.json$|audit_|lock$|training_log|debug\.json$|progress|previews/|\.previous\.")
+LEFT_OUT = re.compile(
+    r"_contents\.json$|pool_index|audit_|lock$|training_log|debug\.json$|progress|previews/|\.previous\."
+)
 DIFFERENT = re.compile(r"\.png$|report\.html$")  # each time, with the same words
 DATED = re.compile(r"_until_[\d_-]+")
 
@@ -81,9 +83,9 @@ def _bytes_of(file: Path) -> bytes:
     if file.suffix == ".zip":  # which holds the time of its making
         with zipfile.ZipFile(file) as opened:
             return b"".join(name.encode() + opened.read(name) for name in opened.namelist())
-    if file.parent.name == "stamps":  # with checksums of files that hold the same in other bytes
+    if file.parent.name == "stamps":  # with checksums and sizes of files that hold the same in other bytes
         content = json.loads(file.read_text())
-        return json.dumps(content | {"checksums": sorted(content["checksums"])}).encode()
+        return json.dumps(content | {name: sorted(content[name]) for name in ("checksums", "sizes")}).encode()
     if file.suffix == ".b2nd":
         return open_array(file)[:].tobytes()
     if file.suffix == ".pth":
