@@ -117,6 +117,11 @@ def check_data(source: Path, options: argparse.Namespace) -> Sequence[int]:
         can = f"that can be trained semi-supervised, it has {', '.join(known)}"
         raise ValueError(f"{source / options.p}.json has no configuration {options.configuration} {can}")
     configuration = known[options.configuration]
+    if configuration.previous_stage_name is not None:
+        raise ValueError(
+            f"{options.configuration} is the second stage of a cascade, which needs the first one of each training: "
+            "choose another configuration with -c"
+        )
     read_dataset_json(source / "dataset.json")
     folder = source / configuration.data_identifier
     refuse_unfinished(folder, labeled_cases(source), source.name, options.p, options.configuration)
@@ -142,7 +147,7 @@ def find(name: str, configuration: str, patch_size: Sequence[int]) -> type:
         raise ValueError(f"there is no trainer {name!r}, {nearest(name, known)}") from None
     if is_ours(trainer):
         try:
-            refuse_configuration(trainer, configuration, patch_size, is_cascaded=False)
+            refuse_configuration(trainer, configuration, patch_size)
         except NotImplementedError as error:
             raise ValueError(f"{error}: leave it out, or choose another configuration with -c") from None
     return trainer

@@ -16,6 +16,8 @@ from shlex import quote
 
 from nnunet_ssl.commands.outputs import output_file
 
+PREVIOUS_STAGE = "-prev_stage_predictions"  # of nnUNetv2_predict
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments, as nnUNetv2_predict has them."""
@@ -59,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             f"nnUNetv2_predict -d {quote(dataset)} -c {quote(options.c)} -tr {one.trainer} -p {quote(one.plans)} "
             f"-f {' '.join(folds)} -chk {one.checkpoint} -i IMAGES -o {output}"
         )
-        prediction += " -prev_stage_predictions OUT_BEFORE" if previous else ""
+        prediction += f" {PREVIOUS_STAGE} OUT_BEFORE" if previous else ""
         print(" ".join((prediction, *more)))
     if more:
         print(f"nnUNetv2_ensemble -i {' '.join(outputs)} -o OUT")

@@ -72,16 +72,16 @@ def preprocessing_alone(state: Path, part: Part = WHOLE) -> Iterator[None]:
 
 @contextmanager
 def one_after_the_other(file: Path, what: str) -> Iterator[None]:
-    """Wait until no other process does the same; not where there can be no lock, as in a folder that is only read.
+    """Wait until no other process does the same; not where there can be no lock: the folder is only read, or not there.
 
     Args:
         file: of the lock.
         what: the other one does, in a message if that takes long.
     """
     lock = FileLock(file)
-    with suppress(OSError, NotImplementedError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(lock, what, SECONDS_UNTIL_SAID)
+    if file.parent.is_dir():
+        with suppress(OSError, NotImplementedError):
+            _acquire(lock, what, SECONDS_UNTIL_SAID)
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 On a GPU they are nearly so: cross-entropy and interpolation have no deterministic backward pass there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -52,9 +52,9 @@ def fix_timed_choices(transform: BasicTransform) -> None:
             one.benchmark = False
 
 
-def forget_orders(transform: BasicTransform) -> None:
+def forget_orders(transforms: Iterable[BasicTransform]) -> None:
     """Put channels in order that transforms of a cascade shuffle in place: what they draw depends on nothing before."""
-    for one in _all_of(transform):
+    for one in (inner for transform in transforms for inner in _all_of(transform)):
         if isinstance(getattr(one, "channel_idx", None), list):
             one.channel_idx.sort()
 

@@ -153,7 +153,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
         if self.seed is not None:
             parts = (self.seed, STREAMS["step"], self.local_rank, self.current_epoch)
             reproducibility.seed_everything(reproducibility.derive_seed(*parts))
-            reproducibility.forget_orders(self.streams[0].transforms)
+            reproducibility.forget_orders(stream.transforms for stream in self.streams[:1])
 
     @property
     def epoch_is_labeled_only(self) -> bool:

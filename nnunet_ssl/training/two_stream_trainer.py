@@ -61,7 +61,7 @@ class TwoStreamTrainer(nnUNetTrainer):
     worker_seconds = WORKER_SECONDS  # in which a process that loads images has to do something; ours
     _split_digests: Mapping[str, Any] = MappingProxyType({})  # of the cases that are trained on, once they are known
     _first_weights: tuple[str, TrainedCases | None] | None = None  # init_checkpoint, and the cases it was trained on
-    _validates = False
+    _validates, streams = False, ()  # the labeled and the unlabeled loader, once they are made
 
     @property
     def epoch_is_labeled_only(self) -> bool:

@@ -83,7 +83,7 @@ def contents(root: Path) -> dict[str, bytes]:
     These are dated copies, locks, and what remembers times of change.
     """
     files = {str(file.relative_to(root)): file for file in root.rglob("*") if file.is_file()}
-    odd = re.compile(r"_until_|/lock$|_contents\.json$")
+    odd = re.compile(r"_until_|lock$|_contents\.json$")
     return {name: content_of(file) for name, file in files.items() if not odd.search(name)}
 
 
