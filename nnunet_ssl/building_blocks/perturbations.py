@@ -19,9 +19,9 @@ def with_noise(image: Tensor, channels: int | None = None, deviation: float = 0.
         deviation: of the noise.
         limit: at which it is cut off.
     """
-    noise = torch.zeros_like(image)
-    noise[:, :channels] = (deviation * torch.randn_like(image[:, :channels])).clamp(-limit, limit)
-    return image + noise
+    kept = image[:, :channels]
+    noisy = kept + (deviation * torch.randn_like(kept)).clamp(-limit, limit)
+    return noisy if noisy.shape == image.shape else torch.cat([noisy, image[:, channels:]], dim=1)
 
 
 def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
