@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
@@ -59,7 +60,8 @@ def main() -> int:
     names = [BASELINE, *trainers_called(options)]
     os.environ["nnUNet_results"] = tempfile.mkdtemp()
     timings = time_alternately(names, options)
-    peaks = {name: peak_memory(name, options) for name in names}
+    with ThreadPoolExecutor(options.jobs) as threads:
+        peaks = dict(zip(names, threads.map(lambda name: peak_memory(name, options), names), strict=True))
     rows = [row_of(name, timings, peaks) for name in names]
     print_table(rows)
     for name, timing in timings.items():
@@ -87,6 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, metavar="B", help="instead of the plans'")
     parser.add_argument("--plans", default=str(HERE / "hippocampus_plans.json"), help="an nnU-Net plans file")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of torch (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that measure memory at a time (default: 1)")
     parser.add_argument("-o", "--output", default="step_time.csv", help="default: step_time.csv")
     return parser.parse_args()
 

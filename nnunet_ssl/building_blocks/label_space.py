@@ -106,7 +106,7 @@ class SoftmaxLabels(LabelSpace):
         return logits.float().softmax(1)
 
     def pseudo_label(self, probs: Tensor) -> Tensor:
-        return probs.detach().argmax(1, keepdim=True)
+        return probs.detach().max(1, keepdim=True).indices  # argmax is many times slower on the CPU
 
     def confidence(self, probs: Tensor) -> Tensor:
         return probs.amax(1, keepdim=True)
