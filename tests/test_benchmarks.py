@@ -11,6 +11,7 @@ import epoch_time
 import loader_throughput
 import pool_time
 import step_time
+from nnunet_ssl.trainers.nnUNetTrainerSPCL import nnUNetTrainerSPCL as SPCL
 from nnunet_ssl.training.host_work import Pending
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -30,13 +31,15 @@ def test_cost_of_unlike_networks_is_counted_in_their_passes():
     unlike = type("Unlike", (), {"STEP_COST": 9.0, "PASSES": (("first", 6), ("second", 7))})
     timing = step_time.Timing(step=1.0, host=0.0, networks={"first": 0.2, "second": 0.3})
     assert step_time.cost_of(unlike, timing) == pytest.approx(5.5)
+    timing = step_time.Timing(step=1.0, host=0.0, networks={"student": 0.2, "encoder": 0.08})
+    assert step_time.cost_of(SPCL, timing) == pytest.approx((7 + 7 * 0.4) / 3), "an encoder is a part of a pass"
     assert step_time.cost_of(type("One", (), {"STEP_COST": 2.0}), timing) == 2.0
 
 
 def test_step_time_of_two_networks_and_of_the_host(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    names = ["nnUNetTrainer", "nnUNetTrainerCrossTeaching", "nnUNetTrainerCAD"]
+    names = ["nnUNetTrainer", "nnUNetTrainerCrossTeaching", "nnUNetTrainerCAD", "nnUNetTrainerSPCL"]
     words = f"--trainer {' '.join(names[1:])} --steps 1 --features 4 8 8 8 --batch-size 1 --device cpu --threads 1"
     monkeypatch.setattr(sys, "argv", ["step_time.py", *words.split()])
     waits = iter(range(1, 100))
@@ -48,10 +51,11 @@ def test_step_time_of_two_networks_and_of_the_host(tmp_path, monkeypatch):
     monkeypatch.setattr(Pending, "result", result)
     timings = step_time.time_alternately(names, step_time.parse_arguments())
     assert list(timings["nnUNetTrainerCrossTeaching"].networks) == ["first", "second"]
+    assert list(timings["nnUNetTrainerSPCL"].networks) == ["student", "encoder"]
     assert timings["nnUNetTrainer"].networks == {}
     assert all(seconds > 0 for seconds in timings["nnUNetTrainerCrossTeaching"].networks.values())
     rows = [step_time.row_of(name, timings, dict.fromkeys(timings, 1.0)) for name in names]
-    assert [row["host_seconds"] for row in rows] == [0.0, 0.0, 4.0], "three to warm up are not counted"
+    assert [row["host_seconds"] for row in rows] == [0.0, 0.0, 4.0, 0.0], "three to warm up are not counted"
     assert list(rows[0]) == list(step_time.COLUMNS)
 
 

@@ -38,6 +38,7 @@ class nnUNetTrainerSPCL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     """
 
     STEP_COST = 3.0  # of nnU-Net's own step; an encoder is 0.3 of a plain network's pass (0.7 of a residual one's: 4)
+    PASSES = (("student", 7), ("encoder", 7))  # of a batch; a backward one counts as two
     ema_decay = 0.99  # of the teacher; SSL4MIS; authors' code: 0.999
     pretrain_fraction = 0.3  # of the run; reconstructed: 57 % of the authors' steps
     position_weight = 1.0  # β of the position along the first axis; authors' scripts
@@ -69,9 +70,10 @@ class nnUNetTrainerSPCL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         """Yield the contrast of all images; where no meta-label has a weight, nnU-Net's loss."""
         if not self.parts:
             yield {"supervised": self.supervised_loss(labeled)}
-        images, places = (labeled.image, labeled.image, unlabeled.strong, unlabeled.weak), labeled.places * 2
-        time = self.progress / self.stages.pretrain_fraction
-        yield from self.contrast(images, places + unlabeled.places * 2, 1.0, time)
+        views, places = (labeled.image, labeled.image, unlabeled.strong, unlabeled.weak), labeled.places * 2
+        yield from self.contrast(
+            views, places + unlabeled.places * 2, 1.0, self.progress / self.stages.pretrain_fraction
+        )
 
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield nnU-Net's loss, the contrast of the unlabeled images, and their consistency with the teacher."""

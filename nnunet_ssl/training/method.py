@@ -28,7 +28,7 @@ class Method:
     """What a method writes, and what it writes it with."""
 
     STEP_COST: float = 1.0  # of a step in the main stage, nnU-Net's own being 1: forward and backward passes
-    PASSES: tuple[tuple[str, float], ...] = ()  # of each network in such a step, where unlike ones cost unlike
+    PASSES: tuple[tuple[str, float], ...] = ()  # of each network in such a step, and the encoder, if not alike
     VIEWS: tuple[str, ...] = ("weak", "strong")  # of each unlabeled patch; see data/views.py
     DIMENSIONS: tuple[int, ...] = (2, 3)  # of the patches that the method can be trained with
     CHANGES_SUPERVISED_TERM: bool = False  # whether its supervised loss is by its nature another than nnU-Net's
