@@ -71,18 +71,17 @@ class nnUNetTrainerSPCL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         if not self.parts:
             yield {"supervised": self.supervised_loss(labeled)}
         views, places = (labeled.image, labeled.image, unlabeled.strong, unlabeled.weak), labeled.places * 2
-        yield from self.contrast(
-            views, places + unlabeled.places * 2, 1.0, self.progress / self.stages.pretrain_fraction
-        )
+        time = self.progress / self.stages.pretrain_fraction
+        yield from self.contrast(views, places + unlabeled.places * 2, 1.0, time)
 
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield nnU-Net's loss, the contrast of the unlabeled images, and their consistency with the teacher."""
         yield {"supervised": self.supervised_loss(labeled)}
-        images, places = (unlabeled.strong, unlabeled.weak), unlabeled.places * 2
-        yield from self.contrast(images, places, self.contrast_weight, self.progress_of_main)
+        views, places = (unlabeled.strong, unlabeled.weak), unlabeled.places * 2
+        yield from self.contrast(views, places, self.contrast_weight, self.progress_of_main)
         if self.consistency_weight:
-            maps = unlabeled.strong, self.teacher_probabilities(unlabeled.weak)
-            image, target = cut_mix(maps, self.mixing_probability, (0.25, 0.5))
+            taught = unlabeled.strong, self.teacher_probabilities(unlabeled.weak)
+            image, target = cut_mix(taught, self.mixing_probability, (0.25, 0.5))
             probs = self.probabilities(self.forward_pass(image).logits)
             self.observe_pseudo_labels(target, probs)
             weight = self.consistency_weight * self.ramp("consistency")
@@ -96,6 +95,5 @@ class nnUNetTrainerSPCL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         passes = paced.losses_in_passes(self.encode, images, self.parts, labels, pace) if weight else ()
         for i, found in enumerate(passes):
             self.record({f"admitted/{name}": one.admitted for name, one in found.items()})
-            loss = sum(getattr(self, f"{name}_weight") * one.loss for name, one in found.items())
-            yield {f"contrast_{i + 1}": weight * loss}
-            del found, loss  # the next pass needs the room
+            yield {f"contrast_{i + 1}": weight * sum(getattr(self, f"{k}_weight") * found[k].loss for k in found)}
+            del found  # the next pass needs the room
