@@ -13,7 +13,8 @@ from torch import distributed as dist
 
 from nnunet_ssl import train
 from nnunet_ssl.discovery.variants import find_trainer
-from tests.conftest import started, tensors_of
+from nnunet_ssl.training.cascade_trainer import UNLABELED
+from tests.conftest import SECOND_STAGE, started, tensors_of
 from tests.gloo_harness import free_port
 from tests.test_stopped_trainings import parent_of
 
@@ -27,8 +28,8 @@ SECONDS = 300.0  # for whatever takes a few, on a busy machine too
 def make_dataset(tiny_dataset, monkeypatch):
     """Return a function that writes a data set, and sets the options of its training."""
 
-    def make():
-        made = tiny_dataset()
+    def make(**kind):
+        made = tiny_dataset(**kind)
         monkeypatch.setenv("nnUNet_ssl_options", LENGTH)
         monkeypatch.setenv("nnUNet_n_proc_DA", "0")
         return made
@@ -57,9 +58,10 @@ def run_here(monkeypatch, *words: str) -> int:
 class Launch:
     """A launcher in a process of its own, and what it and its processes say."""
 
-    def __init__(self, root: Path, *launcher: str, words: tuple[str, ...] = ("--c",)) -> None:
+    def __init__(self, root: Path, *launcher: str, configuration: str = "3d_fullres") -> None:
         self.log = root / f"log{len(list(root.glob('log*')))}.txt"
-        command = [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "nnunet_ssl.train", *WORDS, *words]
+        words = [configuration if word == "3d_fullres" else word for word in WORDS]
+        command = [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "nnunet_ssl.train", *words, "--c"]
         with self.log.open("w") as opened:
             self.process = subprocess.Popen(command, stdout=opened, stderr=opened, cwd=root)
 
@@ -83,7 +85,7 @@ class Launch:
 
 
 def weights_of(root: Path) -> dict[str, torch.Tensor]:
-    (file,) = root.glob(f"results/*/{TRAINER}*/fold_0/checkpoint_final.pth")
+    (file,) = root.glob(f"results/*/{TRAINER}*fullres/fold_0/checkpoint_final.pth")
     ours = torch.load(file, weights_only=False)["nnunet_ssl"]
     return tensors_of({kind: ours[kind] for kind in ("networks", "teachers")})
 
@@ -168,3 +170,24 @@ def test_two_nodes_end_in_the_weights_of_two_processes_of_one(make_dataset):
     for node in nodes:
         node.end()
     assert_equal_weights(weights_of(of_one), weights_of(of_two))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_second_stage_of_a_cascade_that_is_killed_segments_no_case_twice(make_dataset):
+    ends = []
+    for killed in (False, True):
+        dataset = make_dataset(cascade=True)
+        segmented = dataset.write_first_stage(TRAINER) / UNLABELED / SECOND_STAGE
+        words = ["--nproc-per-node", "2", "--max-restarts", "1", "--master-port", str(free_port())]
+        launch = Launch(dataset.root, *words, configuration=SECOND_STAGE)
+        launch.wait_for("Epoch 1")
+        made = {file: file.stat().st_mtime_ns for file in segmented.rglob("*.b2nd")}
+        assert sorted(file.stem for file in made) == ["unlabeled0", "unlabeled1", "unlabeled2"]
+        if killed:
+            launch.kill_one()
+        said = launch.end()
+        assert {file: file.stat().st_mtime_ns for file in segmented.rglob("*.b2nd")} == made
+        assert "of 3 in" in said
+        ends.append(weights_of(dataset.root))
+    assert_equal_weights(*ends)
