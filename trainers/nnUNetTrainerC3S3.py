@@ -36,7 +36,7 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
         the error is smoothed; the first network predicts, not the mean of both (export --ensemble hands on both).
 
     Cost: 3 B labeled and 6 B unlabeled forward passes of each network, B and 2 B without gradient, to nnU-Net's 3 B: 7
-    if both networks cost the same; with the two architectures a ratio of 8.7 to 9.8, measured as CrossTeaching's.
+    if both networks cost the same; with the two architectures a ratio of 7.4 to 10.5, measured as CrossTeaching's.
     """
 
     STEP_COST = 9.0  # of nnU-Net's own step, measured; see above
@@ -46,11 +46,11 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
     cosine_weight = 1.0  # authors' code
     competition_weight = 0.5  # λ; README, Pancreas-CT (LA: 0.1); the code's supervised loss has nnU-Net's scale
     rampup_duration = 1.0  # of the run, of λ; authors' code, which stops long before
-    contrast_weight = 0.01  # w; reconstructed; ours, measured: as much gradient as cos; the code's is 1, of another ℓ
+    contrast_weight = 0.01  # w; reconstructed, of cos's order by its gradient; the code's is 1, of another ℓ
     temperature = 0.1  # T of sharp(p) = p^(1/T) / (p^(1/T) + (1 - p)^(1/T)), as in README, and of ℓ; authors' code
     cross_entropy_fraction = 0.5  # α; README, Pancreas-CT (LA: 0.8)
     dropout_probability = 1.0  # of a pair of views to have channels dropped; ours
-    compared_voxels = 5_000  # of an image, by ℓ, or an eighth of it; reconstructed; ours: the code compares all
+    compared_voxels = 5_000  # of an image, by ℓ, at most an eighth of it; reconstructed; the code compares all
 
     def build_parts(self) -> dict[str, nn.Module]:
         """Return a projector of features for each network."""

@@ -30,7 +30,7 @@ class nnUNetTrainerTransMedSeg(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's
     Cost: 3 B labeled, 3 B mixed, 1 B teacher passes to nnU-Net's 3 B, 2.33, and the term, measured; 1 in the warm-up.
     """
 
-    STEP_COST = 2.4  # of nnU-Net's own step; the term takes 1 to 5 % of BCP's, measured on a CPU
+    STEP_COST = 2.4  # of nnU-Net's own step; the term takes up to 7 % of BCP's, measured
     CHANGES_SUPERVISED_TERM = True  # labels are learned from mixed images too
 
     augmented = "labeled"  # as above; "unlabeled": the teacher's towards the student's, gradient to w alone; abstract

@@ -28,6 +28,7 @@ class SmoothedErrors(nn.Module):
     def is_worst(self, errors: Tensor) -> Tensor:
         """Add the errors of one more step; return 1 for the network with the largest average, 0 for the others.
 
+        They count even if the step is skipped, for a later loss that is not finite: they say as much of the networks.
         The first of several that are equal is taken. Errors that are not all finite are not added. A GPU is not waited
         for.
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nnunet_ssl.building_blocks.label_space import LabelSpace
 
-CELLS = 32  # along an axis at least, where the patch has as many voxels; ours: the smallest box is an eighth of it
+CELLS = 32  # along an axis at least, where the patch has as many voxels; ours: the first cap has four of them
 CANDIDATES = 4  # ABD's code
 # Share of the box's predicted foreground that a source holds; ours, measured: of windows with any foreground at all the
 # surest ones only touch it (7 % of their voxels, 30 % of the box's), so that what is hard was replaced by what is easy.

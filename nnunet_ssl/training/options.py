@@ -27,7 +27,7 @@ RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (FRACTIONS, "a fraction in [0, 1]", lambda value: 0.0 <= value <= 1.0),
     (("_side", "_share"), "a fraction in (0, 1]", lambda value: 0.0 < value <= 1.0),
     (("_weight", "_minutes"), "0 or more", lambda value: value >= 0.0),
-    (("_concentration", "_seconds"), "more than 0", lambda value: value > 0.0),
+    (("_concentration", "_seconds", "temperature"), "more than 0", lambda value: value > 0.0),
 )
 MAY_BE_ZERO = ("seed", "_per_axis", "_rounds")  # other whole numbers count what there has to be
 OF_ONE_START = ("replace",)  # of this call alone, and of no run
