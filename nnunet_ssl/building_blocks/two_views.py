@@ -90,7 +90,7 @@ def losses_of_pass(
         target = sharpened(seen[partner, view].probs, temperature)
         losses["competition"] = weights.competition * is_loser * mean_squared_error(own.probs, target)
     if weights.contrast:
-        others = (seen[partner, 0], seen[partner, 1])
+        others = (seen[partner, 0].detached(), seen[partner, 1].detached())
         pairs = ((own.features, other.features, own.mask, other.mask) for other in others)
         losses["contrast"] = weights.contrast * sum(agreement_contrast(*pair, temperature) for pair in pairs)
     return losses
