@@ -196,10 +196,10 @@ def pass_network(trainer: Any, network: str, batch: dict[str, Any]) -> None:  # 
     """Pass a labeled batch through a network, or the encoder of the first one, forward and backward."""
     labeled, _ = batches_on_device(batch, trainer.device)
     with trainer.step.autocast():
-        is_part = network == ENCODER
-        loss = trainer.encode(labeled.image)[-1].mean() if is_part else trainer.supervised_loss(labeled, network)
+        is_encoder = network == ENCODER
+        loss = trainer.encode(labeled.image)[-1].mean() if is_encoder else trainer.supervised_loss(labeled, network)
     loss.backward()
-    trainer.networks[trainer.FIRST_NETWORK if is_part else network].zero_grad(set_to_none=True)
+    trainer.networks[trainer.FIRST_NETWORK if is_encoder else network].zero_grad(set_to_none=True)
 
 
 def waited_for_host(trainer: Any) -> float:  # noqa: ANN401

@@ -46,7 +46,7 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
     cosine_weight = 1.0  # authors' code
     competition_weight = 0.5  # λ; README, Pancreas-CT (LA: 0.1); the code's supervised loss has nnU-Net's scale
     rampup_duration = 1.0  # of the run, of λ; authors' code, which stops long before
-    contrast_weight = 0.01  # w; reconstructed, of cos's order by its gradient; the code's is 1, of another ℓ
+    contrast_weight = 0.01  # w; reconstructed: its gradient is 0.7 to 4 times cos's; the code's is 1, of another ℓ
     temperature = 0.1  # T of sharp(p) = p^(1/T) / (p^(1/T) + (1 - p)^(1/T)), as in README, and of ℓ; authors' code
     cross_entropy_fraction = 0.5  # α; README, Pancreas-CT (LA: 0.8)
     dropout_probability = 1.0  # of a pair of views to have channels dropped; ours
