@@ -50,7 +50,7 @@ class nnUNetTrainerC3S3(DualNetworkTrainer):  # noqa: N801 - nnU-Net's naming
     temperature = 0.1  # T of sharp(p) = p^(1/T) / (p^(1/T) + (1 - p)^(1/T)), as in README, and of ℓ; authors' code
     cross_entropy_fraction = 0.5  # α; README, Pancreas-CT (LA: 0.8)
     dropout_probability = 1.0  # of a pair of views to have channels dropped; ours
-    compared_voxels = 5_000  # of an image, by ℓ, at most an eighth of it; reconstructed; the code compares all
+    compared_voxels = 5_000  # of an image, by ℓ, at most an eighth, which is cheap; ours: the code compares all
 
     def build_parts(self) -> dict[str, nn.Module]:
         """Return a projector of features for each network."""

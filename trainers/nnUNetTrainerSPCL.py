@@ -70,18 +70,18 @@ class nnUNetTrainerSPCL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         """Yield the contrast of all images; where no meta-label has a weight, nnU-Net's loss."""
         if not self.parts:
             yield {"supervised": self.supervised_loss(labeled)}
-        views, places = (labeled.image, labeled.image, unlabeled.strong, unlabeled.weak), labeled.places * 2
+        images, places = (labeled.image, labeled.image, unlabeled.strong, unlabeled.weak), labeled.places * 2
         time = self.progress / self.stages.pretrain_fraction
-        yield from self.contrast(views, places + unlabeled.places * 2, 1.0, time)
+        yield from self.contrast(images, places + unlabeled.places * 2, 1.0, time)
 
     def training_losses(self, labeled: LabeledBatch, unlabeled: UnlabeledBatch) -> Iterator[Losses]:
         """Yield nnU-Net's loss, the contrast of the unlabeled images, and their consistency with the teacher."""
         yield {"supervised": self.supervised_loss(labeled)}
-        views, places = (unlabeled.strong, unlabeled.weak), unlabeled.places * 2
-        yield from self.contrast(views, places, self.contrast_weight, self.progress_of_main)
+        images, places = (unlabeled.strong, unlabeled.weak), unlabeled.places * 2
+        yield from self.contrast(images, places, self.contrast_weight, self.progress_of_main)
         if self.consistency_weight:
-            taught = unlabeled.strong, self.teacher_probabilities(unlabeled.weak)
-            image, target = cut_mix(taught, self.mixing_probability, (0.25, 0.5))
+            maps = unlabeled.strong, self.teacher_probabilities(unlabeled.weak)
+            image, target = cut_mix(maps, self.mixing_probability, (0.25, 0.5))
             probs = self.probabilities(self.forward_pass(image).logits)
             self.observe_pseudo_labels(target, probs)
             weight = self.consistency_weight * self.ramp("consistency")
