@@ -24,8 +24,8 @@ class nnUNetTrainerTransMedSeg(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's
     are weights of the last convolution, μ class means of the student's labeled features, μ' and Σ' moments of the
     teacher's unlabeled ones; regions have its binary form. The gradient flows through z and w. The signal is BCP's.
 
-    Differences from the paper: our BCP; running moments, no memory; the limit; no mutual information, which TSA has;
-    the graph of GraphCL, its base, is off, and a side branch whose cluster loss alone reaches the encoder.
+    Differences from the paper: our BCP; running moments of a lattice of voxels, no memory; the limit; no mutual
+    information; GraphCL's graph is off, and a side branch: its cluster loss, a mean over pairs, trains the encoder.
 
     Cost: 3 B labeled, 3 B mixed, 1 B teacher passes to nnU-Net's 3 B, 2.33, and the term, measured; 1 in the warm-up.
     """

@@ -2,6 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_ssl.discovery.variants import find_trainer
+from tests.conftest import assert_equal_weights, make_trainer, state_of
+
 
 def differing(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return (first != second).any(1, keepdim=True)
@@ -121,3 +124,14 @@ def test_low_level_of_own_voxels_alone(start, monkeypatch):
 def test_without_consistency_there_is_no_term_of_it(start):
     trainer, *batch = start("M3HL", consistency_weight=0.0)
     assert [list(losses) for losses in trainer.training_losses(*batch)][1] == ["labeled_part", "pseudo_label"]
+
+
+def test_with_one_box_and_no_consistency_it_is_bcp_bit_for_bit(tiny_dataset):
+    dataset, weights = tiny_dataset(dim=2), []
+    runs = (("BCP", {}), ("M3HL", {"blocks_per_axis": 0, "consistency_weight": 0.0}), ("M3HL", {}))
+    for name, options in runs:
+        trainer = make_trainer(dataset, find_trainer(f"nnUNetTrainer{name}"), seed=1, num_epochs=5, **options)
+        trainer.run_training()
+        weights.append(state_of(trainer))
+    assert_equal_weights(weights[0], weights[1])
+    assert any(not torch.equal(value, weights[0][name]) for name, value in weights[2].items())
