@@ -66,6 +66,7 @@ class Case:
     masked: bool = False  # normalised inside the image only
     stages: int = 3  # those beyond the third do not lower the resolution
     cascade: bool = False  # the second stage of one, in 3d
+    batch_dice: bool | None = None  # None: as nnU-Net plans it, in 2d
 
     @property
     def configuration(self) -> str:
@@ -132,7 +133,7 @@ class Case:
                 },
                 "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
             },
-            "batch_dice": dim == 2,
+            "batch_dice": dim == 2 if self.batch_dice is None else self.batch_dice,
         }
         configurations = {self.configuration_of_data: configuration}
         if self.cascade:
@@ -320,8 +321,8 @@ def tiny_dataset(tmp_path, monkeypatch, written_once):
 
 def draw_no_progress(replace: Callable[[type, str, Callable], None] = setattr) -> None:
     """Leave out the progress pictures, which take most of a tiny run's time and have tests of their own."""
-    replace(MetaLogger, "plot_progress_png", lambda *_: None)
-    replace(Curves, "plot", lambda *_: None)
+    replace(MetaLogger, "plot_progress_png", lambda *_, **__: None)
+    replace(Curves, "plot", lambda *_, **__: None)
 
 
 # What a method has to be told of data with several labels, if it has such an option.

@@ -23,7 +23,7 @@ from torch import distributed as dist
 from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.catalog import names_in_folders, trainer_in_folder
-from nnunet_ssl.training.distributed import gather_tensor, sum_array
+from nnunet_ssl.training.distributed import batch_sizes, gather_tensor, sum_array
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from tests.conftest import Case, TinyDataset, draw_no_progress, make_trainer, started, state_of, tensors_of
 from tests.outside_trainer import nnUNetTrainerOutside
@@ -119,15 +119,19 @@ def train(rank: int, root: Path, root_of_2d: Path, report: Path, port: int, name
             validated |= set(type(trainer).__bases__)
         results[name] = {"state": digest(trainer), "steps": trainer.optimizer_steps}
         keep_one_step(rank, dataset, name, report.parent)
+        results[name]["after_uneven_batches"] = digest_after_uneven_batches(dataset, name)
         results[name]["stopped_with"] = stop_by_one_rank(rank, dataset, name)
         results[name]["summed"] = sum_array(np.array([rank, 1])).tolist()
     point_to(of_3d)
     results["uneven"] = uneven_gradients(of_3d)
     results["gathered"] = gather_tensor(torch.tensor([[float(rank)], [10.0 + rank]], requires_grad=True)).tolist()
+    of_batch = torch.arange(2 - rank) + 10 * rank
+    results["gathered_of_batches"] = gather_tensor(of_batch, batch_sizes(3)).tolist()
     results["collectives_of_3d"] = collectives_of_a_step(of_3d, "nnUNetTrainerCPS")["step"]
     point_to(of_2d)
     results["collectives"] = {name: collectives_of_a_step(of_2d, name) for name in SUPERVISED_LOSSES}
     results["refused"] = losses_of_some(of_2d)
+    results["refused_batches"] = uneven_batches_with_a_common_dice(of_2d)
     gathered: list = [None, None]
     dist.all_gather_object(gathered, results)
     if rank == 0:
@@ -148,6 +152,26 @@ def keep_one_step(rank: int, dataset: TinyDataset, name: str, folder: Path) -> N
     batch = next(trainer.dataloader_train)
     trainer.train_step(batch)
     torch.save({"batch": batch, "weights": trained_weights(trainer)}, folder / f"{name}{rank}.pth")
+
+
+def digest_after_uneven_batches(dataset: TinyDataset, name: str) -> dict[str, str]:
+    """Return what a step leaves in which one process has a sample more than the other."""
+    case = dataclasses.replace(dataset.case, batch_size=3, batch_dice=False)
+    trainer = started(TinyDataset(case, dataset.root), trainer_called(name), warmup_fraction=0.0)
+    batch = next(trainer.dataloader_train)
+    assert len(batch["keys"]) == batch_sizes(3)[dist.get_rank()]
+    trainer.train_step(batch)
+    return digest(trainer)
+
+
+def uneven_batches_with_a_common_dice(dataset: TinyDataset) -> str:
+    """Return what is said where nnU-Net's Dice would be over batches of unlike sizes."""
+    case = dataclasses.replace(dataset.case, batch_size=3)
+    try:
+        started(TinyDataset(case, dataset.root), trainer_called("nnUNetTrainerMeanTeacher"))
+    except ValueError as error:
+        return str(error)
+    return "not refused"
 
 
 class Uneven(SemiSupervisedTrainer):

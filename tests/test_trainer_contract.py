@@ -412,10 +412,13 @@ def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path, monkeypatch):
     for messages in found.pop("refused"):
         assert len(messages) == 2
         assert all("equally often in each process, or use masked_loss" in message for message in messages)
+    for message in found.pop("refused_batches"):
+        assert message.startswith("the plans' batches of 3 cannot be divided evenly over 2 processes")
     first, second = found.pop("uneven")
     assert first["state"] == second["state"]
     assert second["share"] == pytest.approx(0.5), "a gradient that one of two processes lacks counts as zero there"
     assert found.pop("gathered") == [[[0.0], [10.0], [1.0], [11.0]]] * 2
+    assert found.pop("gathered_of_batches") == [[0, 1, 10]] * 2
     assert first["nowhere"] == second["nowhere"] == {"has_gradient": False, "moved": False}
     for name, ranks in found.items():
         assert ranks[0] == ranks[1], name

@@ -70,7 +70,7 @@ class nnUNetTrainerERSR(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
 
         ellipses, contours, cases = pending.result()
         scores = dual_scores(probs[:, head], contours)
-        everywhere = self.gather_over_processes(cases), self.gather_over_processes(scores)
+        everywhere = (self.gather_over_processes(one, of_batch=True) for one in (cases, scores))
         kept = self.state["scores"].is_kept(scores, *everywhere, between(self.kept_fraction, 1.0, ramp))
         is_elliptic = kept & ellipse.is_fitted(ellipses)
         self.record({"kept": kept.float().mean(), "elliptic": is_elliptic.float().mean()})

@@ -95,5 +95,5 @@ class nnUNetTrainerMN(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net's naming
         if chosen:
             own = self.probabilities(samples_at(outputs[0].detach(), chosen))
             self.observe_pseudo_labels(taught, own, "" if learner == "network" else "2d")
-        weights = self.loss.weight_factors if len(outputs) > 1 else (1.0,)
-        yield {f"{learner}_taught": soft_target_loss_of_heads(space, outputs, *maps[1:], weights)}
+        loss = soft_target_loss_of_heads(space, outputs, *maps[1:], self.head_weights(outputs))
+        yield {f"{learner}_taught": loss}

@@ -73,7 +73,14 @@ class SupervisedLosses:
     waits for its device.
     """
 
-    def __init__(self, have_common_dice: bool) -> None:
+    def __init__(self, have_common_dice: bool, batch_size: int) -> None:
+        """Refuse a batch of the plans whose parts nnU-Net's common Dice cannot put together: they differ in size."""
+        if have_common_dice and len({*batch_sizes(batch_size)}) > 1:
+            raise ValueError(
+                f"the plans' batches of {batch_size} cannot be divided evenly over {dist.get_world_size()} processes, "
+                "and nnU-Net's Dice is over the batches of all of them: take another number of GPUs (-num_gpus), or "
+                "plans with another batch_size"
+            )
         is_gloo = have_common_dice and dist.get_backend() == "gloo"
         self.group = dist.new_group(backend="gloo") if have_common_dice and not is_gloo else None
         self.have_common_dice = have_common_dice
@@ -142,14 +149,25 @@ def sum_tensor(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def gather_tensor(tensor: Tensor) -> Tensor:
+def batch_sizes(batch_size: int) -> list[int]:
+    """Return how nnU-Net divides the plans' batch over the processes: sizes that differ by one at most."""
+    _, processes = place_among_processes()
+    return [batch_size // processes + (i < batch_size % processes) for i in range(processes)]
+
+
+def gather_tensor(tensor: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
     """Return the tensors of all processes one after the other along the first axis, without gradient.
 
-    Their shapes are the same in all processes.
+    Args:
+        tensor: (N, ...).
+        lengths: N of each process; None: the same in all of them.
     """
     tensor = tensor.detach().contiguous()
     if not dist.is_initialized():
         return tensor
-    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, tensor)
-    return torch.cat(gathered)
+    lengths = lengths or [len(tensor)] * dist.get_world_size()
+    longest = tensor.new_zeros((max(lengths), *tensor.shape[1:]))
+    longest[: len(tensor)] = tensor
+    gathered = [torch.empty_like(longest) for _ in lengths]
+    dist.all_gather(gathered, longest)
+    return torch.cat([one[:length] for one, length in zip(gathered, lengths, strict=True)])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.features import Pass
 from nnunet_ssl.building_blocks.label_space import LabelSpace
-from nnunet_ssl.building_blocks.masked_loss import deep_supervision_loss, masked_cross_entropy_and_dice
+from nnunet_ssl.building_blocks.masked_loss import deep_supervision_loss
 from nnunet_ssl.building_blocks.ramps import gaussian_rampup
 from nnunet_ssl.data.loaders import LabeledBatch, UnlabeledBatch
 from nnunet_ssl.training import distributed
@@ -190,7 +190,10 @@ class Method:
         self.supervised_losses.agree(on_another=True)
         if outputs is None:
             outputs = self.forward_pass(labeled.image, network).outputs
-        return self.loss(outputs if self.enable_deep_supervision else outputs[0], labeled.target)
+        if len(outputs) > 1:
+            return self.loss(outputs, labeled.target)
+        loss = self.loss.loss if self.enable_deep_supervision else self.loss  # of a network without other heads
+        return loss(outputs[0], labeled.full_target)
 
     def masked_loss(self, outputs: Sequence[Tensor], labels: Tensor, weight: Tensor) -> Tensor:
         """Return cross-entropy and Dice of all heads, weighted among each other as in nnU-Net's own loss, as a scalar.
@@ -204,9 +207,11 @@ class Method:
 
     def masked_losses(self, outputs: Sequence[Tensor], labels: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return `masked_loss` for each of several maps of voxel weights, for little more than one of them costs."""
-        if not self.enable_deep_supervision:
-            return masked_cross_entropy_and_dice(self.label_space, outputs[0], labels, weights)
-        return deep_supervision_loss(self.label_space, outputs, labels, weights, self.loss.weight_factors)
+        return deep_supervision_loss(self.label_space, outputs, labels, weights, self.head_weights(outputs))
+
+    def head_weights(self, outputs: Sequence[Tensor]) -> Sequence[float]:
+        """Return what nnU-Net's loss gives to the heads of a pass; a single one counts whole."""
+        return self.loss.weight_factors if len(outputs) > 1 else (1.0,)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of logits (B, C, *spatial), in float32: softmax, or sigmoid for regions."""
@@ -291,9 +296,12 @@ class Method:
         """Return the sum of a tensor over all processes, without gradient; each process has to call it."""
         return distributed.sum_tensor(tensor)
 
-    def gather_over_processes(self, tensor: Tensor) -> Tensor:
-        """Return the tensors (N, ...) of all processes as one, without gradient.
+    def gather_over_processes(self, tensor: Tensor, of_batch: bool = False) -> Tensor:
+        """Return the tensors (N, ...) of all processes as one, without gradient; each process has to call it.
 
-        Each process has to call it, and with a tensor of the same shape.
+        Args:
+            tensor: has the same shape in all processes.
+            of_batch: N is the size of a process's batch, which may be larger by one in some of them.
         """
-        return distributed.gather_tensor(tensor)
+        sizes = distributed.batch_sizes(self.configuration_manager.batch_size) if of_batch else None
+        return distributed.gather_tensor(tensor, sizes)

@@ -79,7 +79,8 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
                 self.grad_scaler = None
         super().initialize()
         self.is_ddp = is_ddp
-        self.supervised_losses = distributed.SupervisedLosses(is_ddp and self.configuration_manager.batch_dice)
+        plans = self.configuration_manager
+        self.supervised_losses = distributed.SupervisedLosses(is_ddp and plans.batch_dice, plans.batch_size)
         if is_ddp:
             self._set_batch_size_and_oversample()
             loss_of_one_process, self.loss = self.loss, self._build_loss()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.building_blocks.label_space import SigmoidRegions
+from nnunet_ssl.building_blocks.masked_loss import masked_cross_entropy_and_dice
 from nnunet_ssl.building_blocks.sampling import unlabeled_share
 from nnunet_ssl.building_blocks.slicewise_network import SlicewiseNetwork
 from nnunet_ssl.commands.cli import main
@@ -160,7 +161,11 @@ def test_warmup_is_nnunets_loss_of_both_networks_on_labeled_images(start):
     outputs = bare(trainer.network)(labeled.image)
     assert first["supervised"].item() == pytest.approx(trainer.loss(outputs, labeled.target).item())
     logits = trainer.networks["network_2d"].logits(labeled.image)
-    assert second["supervised_2d"].item() == pytest.approx(trainer.loss([logits], labeled.target).item())
+    whole = trainer.loss.loss(logits, labeled.target[0])  # nnU-Net's loss of several heads would count a part of it
+    assert second["supervised_2d"].item() == pytest.approx(whole.item())
+    maps = labeled.target[0], [torch.ones_like(labeled.target[0])]
+    (masked,) = masked_cross_entropy_and_dice(trainer.label_space, logits, *maps)
+    assert trainer.masked_losses([logits], *maps)[0].item() == pytest.approx(masked.item())
     trainer.train_step(next(trainer.dataloader_train))
     assert {name for name in trainer.observer.epoch_records if name.startswith("loss/")} == {
         "loss/supervised",
