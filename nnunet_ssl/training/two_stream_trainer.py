@@ -11,7 +11,6 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ssl.data.checksums import CheckedDataset, PreprocessedFiles
@@ -48,11 +47,12 @@ from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, twins_wa
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from nnunet_ssl.leaks.of_training import LookAtTraining
 from nnunet_ssl.training import reproducibility
+from nnunet_ssl.training.orientation_trainer import OrientationTrainer
 
 STREAMS = {"labeled": 0, "unlabeled": 1, "validation": 2, "step": 3, "network": 4}  # each draws its own random numbers
 
 
-class TwoStreamTrainer(nnUNetTrainer):
+class TwoStreamTrainer(OrientationTrainer):
     """Finds a fold's unlabeled cases, preprocesses what is missing of them, and loads them beside the labeled ones."""
 
     VIEWS: tuple[str, ...]  # of each unlabeled patch, as the method says; see data/views.py
