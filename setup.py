@@ -63,7 +63,7 @@ def record_line(name: str, text: str) -> str:
 setup(
     name="nnunet_ssl",
     version="0.1.0",
-    description="Semi-supervised training for nnU-Net v2: a few labelled and many unlabelled scans, one command.",
+    description="Semi-supervised training for nnU-Net v2: a few labeled and many unlabeled scans, one command.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,4 +1,4 @@
-"""What a nnU-Net U-Net computes on the way to its outputs: the features of encoder and decoder."""
+"""What an nnU-Net U-Net computes on the way to its outputs: the features of encoder and decoder."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -65,10 +65,10 @@ def encode(network: nn.Module, image: Tensor) -> list[Tensor]:
 
 
 def decode(decoder: nn.Module, skips: Sequence[Tensor]) -> Pass:
-    """Return what a nnU-Net decoder makes of features, as its own forward does, with the features of its last stage.
+    """Return what an nnU-Net decoder makes of features, as its own forward does, with the features of its last stage.
 
     Args:
-        decoder: of a nnU-Net U-Net; with deep supervision if that is switched on in it.
+        decoder: of an nnU-Net U-Net; with deep supervision if that is switched on in it.
         skips: as `encode` returns them.
     """
     features, outputs = skips[-1], []

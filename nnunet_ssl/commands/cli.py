@@ -21,7 +21,7 @@ VERBS = {
     "adopt": "train from here on with unlabeled cases that an expert has labeled by now",
     "benchmark": "train and compare trainers with few labeled cases: all combinations, here or on a cluster",
     "report": "compare all trainings of a data set on one page",
-    "export": "write a trained model for a nnU-Net without this package",
+    "export": "write a trained model for an nnU-Net without this package",
     "evaluate": "measure predictions against references: overlap, surface distances in mm, volumes",
     "hc": "measure head circumferences in predicted masks of fetal ultrasound",
     "audit": "prove which labels a training can see: copies, patients, test images, plans, runs",

@@ -12,17 +12,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
 from nnunet_ssl.discovery.startup import SHIM_FOLDER
-from nnunet_ssl.training.dual_network_trainer import DualNetworkTrainer
 from nnunet_ssl.training.options import HOST_SETTINGS, allowed_options, host_defaults
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
 
 PACKAGE = "nnunet_ssl.trainers"
-KINDS = {
-    TeacherStudentTrainer: "a student and its moving average",
-    DualNetworkTrainer: "two networks",
-    SemiSupervisedTrainer: "one network",
-}
+TWO_NETWORKS = "two networks"
+KINDS = {TeacherStudentTrainer: "a student and its moving average", SemiSupervisedTrainer: "one network"}
 
 COMMON_OPTIONS = tuple(
     name for name in allowed_options(SemiSupervisedTrainer, nnUNetTrainer) if name not in HOST_SETTINGS
@@ -38,7 +34,7 @@ class Entry:
         paper: address of the paper.
         kind: which networks take part.
         cost: of a step, nnU-Net's own being 1.
-        options: names and defaults that are the method's, without those of every trainer (`COMMON_OPTIONS`).
+        options: names and defaults that are the method's; those of every trainer where the method's default is another.
     """
 
     sentence: str
@@ -89,19 +85,24 @@ def trainer_in_folder(name: str, folder: str) -> type[SemiSupervisedTrainer]:
 def describe(trainer: type[SemiSupervisedTrainer]) -> Entry:
     """Return a trainer's entry; its docstring begins with one sentence and names the paper by its address."""
     text = inspect.getdoc(trainer) or ""
-    address = re.search(r"https?://\S+", text)
+    address = re.search(r"https?://[^\s;)]+", text)
     options = {
         name: getattr(trainer, name)
         for name in allowed_options(trainer, nnUNetTrainer)
-        if name not in HOST_SETTINGS and name not in COMMON_OPTIONS
+        if name not in HOST_SETTINGS and not _is_of_every_trainer(trainer, name)
     }
+    has_two = trainer.build_other_networks is not SemiSupervisedTrainer.build_other_networks
     return Entry(
         sentence=text.partition("\n\n")[0].replace("\n", " "),
         paper=address[0].rstrip(".,") if address else "",
-        kind=next(kind for base, kind in KINDS.items() if issubclass(trainer, base)),
+        kind=TWO_NETWORKS if has_two else next(kind for base, kind in KINDS.items() if issubclass(trainer, base)),
         cost=trainer.STEP_COST,
         options=options,
     )
+
+
+def _is_of_every_trainer(trainer: type[SemiSupervisedTrainer], name: str) -> bool:
+    return name in COMMON_OPTIONS and getattr(trainer, name) == getattr(SemiSupervisedTrainer, name)
 
 
 def types_of_options(trainer: type[SemiSupervisedTrainer]) -> dict[str, type]:
@@ -110,6 +111,7 @@ def types_of_options(trainer: type[SemiSupervisedTrainer]) -> dict[str, type]:
 
 
 def options_of_all(trainer: type[SemiSupervisedTrainer]) -> dict[str, object]:
-    """Return the options that every trainer has, nnU-Net's settings last, with this one's defaults."""
+    """Return the options that every trainer has, nnU-Net's settings last, without those that `describe` returns."""
     defaults = host_defaults(nnUNetTrainer)
-    return {name: getattr(trainer, name, defaults.get(name, "nnU-Net's")) for name in (*COMMON_OPTIONS, *HOST_SETTINGS)}
+    names = (*(name for name in COMMON_OPTIONS if _is_of_every_trainer(trainer, name)), *HOST_SETTINGS)
+    return {name: getattr(trainer, name, defaults.get(name, "nnU-Net's")) for name in names}

@@ -1,4 +1,4 @@
-"""Models that a nnU-Net without this package predicts with."""
+"""Models that an nnU-Net without this package predicts with."""
 
 import copy
 import io
