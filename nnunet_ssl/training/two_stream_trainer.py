@@ -11,6 +11,7 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ssl.data.checksums import CheckedDataset, PreprocessedFiles
@@ -26,10 +27,9 @@ from nnunet_ssl.data.loaders import (
 )
 from nnunet_ssl.data.older_conversions import older_conversion
 from nnunet_ssl.data.plans_file import refuse_bad_plans
-from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
+from nnunet_ssl.data.preprocessed_images import UnlabeledDataset, write_json_atomically
 from nnunet_ssl.data.raw_files import RawDataset, refuse_bad_dataset_json
 from nnunet_ssl.data.split_file import (
-    FOLDS,
     NO_ESTIMATE,
     read_splits,
     unlabeled_cases_of_fold,
@@ -121,7 +121,9 @@ class TwoStreamTrainer(OrientationTrainer):
         cases = infer_dataset_class(self.preprocessed_dataset_folder).get_identifiers(self.preprocessed_dataset_folder)
         if written := write_small_split(file, cases, self.dataset_json.get("patient_pattern")):
             self.print_to_log_file(written)
-        folds = len(read_splits(file)) if file.exists() else FOLDS  # nnU-Net makes five when there is no file
+        if not file.exists():  # nnU-Net writes its own in place, and other folds may be reading
+            write_json_atomically(generate_crossval_split(sorted(cases)), file)
+        folds = len(read_splits(file))
         if not 0 <= self.fold < folds:
             there_are = f"the folds 0 to {folds - 1}" if folds > 1 else "fold 0 only"
             raise ValueError(f"there is no fold {self.fold}: {file} has {there_are}")

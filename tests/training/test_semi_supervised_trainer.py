@@ -259,6 +259,21 @@ def test_few_labeled_cases_have_folds_that_fit_and_nnunet_runs_on_them(tiny_data
         make_trainer(dataset, TwoTerms, fold=number).do_split()
 
 
+def test_without_a_split_it_is_nnunets_written_whole(tiny_dataset, monkeypatch):
+    """nnU-Net writes the file in place: of folds that start together one may read half of it."""
+    dataset = tiny_dataset()
+    file = dataset.folder / "splits_final.json"
+    for i in range(4, 7):
+        dataset.write_case(dataset.labeled_folder, f"labeled{i}", i, has_label=True)
+    splits = []
+    for trainer_class in (nnUNetTrainer, TwoTerms):
+        file.unlink()
+        found = make_trainer(dataset, trainer_class, fold=2).do_split()
+        splits.append((found, json.loads(file.read_text())))
+        monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.save_json", pytest.fail)
+    assert splits[0] == splits[1]
+
+
 @pytest.mark.parametrize("damage", ["image", "properties", "cut off", "not begun"])
 @pytest.mark.parametrize("fold", [0, "all"])
 def test_interrupted_preprocessing_of_labeled_cases_is_noticed_first(tiny_dataset, monkeypatch, damage, fold):
