@@ -24,7 +24,7 @@ def draw(comparison: Comparison, file: Path) -> None:
     """Draw the typical case above, the Dice of each epoch and of each held-out scan below."""
     with matplotlib.style.context("default"):  # nnU-Net's own plot sets huge fonts for the whole process
         figure = Figure(figsize=(14, 8.5), layout="constrained")
-        figure.suptitle(f"Above: held-out scan {comparison.typical_case()}, the one with the median difference")
+        figure.suptitle(f"{comparison.typical_case()}, the held-out scan whose difference is the median")
         shown = ["image", "reference", *comparison.trainers]
         axes = figure.subplot_mosaic([shown, ["epochs", "epochs", "scans", "scans"]])
         draw_case([axes[name] for name in shown], comparison)
@@ -80,7 +80,7 @@ def draw_scans(axis: "Axes", comparison: Comparison) -> None:
         axis.text(place + outside, values.mean(), text, ha=side, va="center")
     axis.set_xticks([0, 1], comparison.trainers)
     axis.set_xlim(-0.6, 1.6)
-    axis.set_ylim(0, 1)
+    axis.set_ylim(max(0.0, np.floor(10 * min(baseline.min(), ours.min()) - 0.5) / 10), 1)
     axis.set(title=f"{len(baseline)} held-out scans: each, and mean ± standard deviation")
     axis.set_ylabel("Dice (mean of both structures)")
     axis.grid(alpha=0.3, axis="y")

@@ -5,7 +5,9 @@ nnU-Net's own logger refuses names it does not know, so these have a store of th
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import matplotlib
 import matplotlib.style
@@ -31,6 +33,7 @@ PANELS = (
 OWN = ("Recorded by the method", "value (mean of the epoch)")  # all other curves
 LOGARITHMIC = ("Foreground by class",)
 SMALLEST_SHARE = 1e-4  # below it the axis is linear
+SUBS = (1, 1.5, 2, 3, 5, 7)  # of its decades, so that a short range has more than one tick
 
 
 class Curves:
@@ -55,12 +58,18 @@ class Curves:
             for epoch, row in enumerate(zip(*(self.values[name] for name in names), strict=True)):
                 writer.writerow([epoch, *(f"{value:.6g}" for value in row)])
 
-    def plot(self, file: Path, title: str) -> None:
-        """Draw a panel for each kind of curve that there is, and one for what a method recorded beside these."""
-        with matplotlib.style.context("default"):  # nnU-Net's own plot sets huge fonts for the whole process
-            self._plot(file, title)
+    def plot(self, file: Path, title: str, class_names: Mapping[int, str] = MappingProxyType({})) -> None:
+        """Draw a panel for each kind of curve that there is, and one for what a method recorded beside these.
 
-    def _plot(self, file: Path, title: str) -> None:
+        Args:
+            file: the picture.
+            title: above it.
+            class_names: of the foreground channels; the number stands for one that has none.
+        """
+        with matplotlib.style.context("default"):  # nnU-Net's own plot sets huge fonts for the whole process
+            self._plot(file, title, {str(channel): name for channel, name in class_names.items()})
+
+    def _plot(self, file: Path, title: str, class_names: Mapping[str, str]) -> None:
         panels = self._panels()
         columns = min(3, max(1, len(panels)))
         rows = math.ceil(len(panels) / columns) or 1
@@ -68,7 +77,7 @@ class Curves:
         figure.suptitle(title)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, (name, unit, curves) in zip(axes, panels, strict=False):
-            self._draw(axis, name, unit, curves)
+            self._draw(axis, name, unit, curves, class_names)
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
         with replacing(file) as unfinished:
@@ -82,7 +91,9 @@ class Curves:
             left = [name for name in left if not name.startswith(beginnings)]
         return [panel for panel in (*panels, (*OWN, left)) if panel[2]]
 
-    def _draw(self, axis: "matplotlib.axes.Axes", title: str, unit: str, names: list[str]) -> None:
+    def _draw(
+        self, axis: "matplotlib.axes.Axes", title: str, unit: str, names: list[str], class_names: Mapping[str, str]
+    ) -> None:
         classes = sorted({name.partition("/")[2] for name in names})
         for name in names:
             curve = np.array(self.values[name])
@@ -90,14 +101,15 @@ class Curves:
             kind, _, label = name.partition("/")
             color = f"C{classes.index(label)}" if title in LOGARITHMIC else None
             style = "--" if kind == "labeled" else "-"
-            text = f"{label} ({kind.replace('_', '-')})" if title in LOGARITHMIC else label or name
+            of_class = f"{class_names.get(label, label)} ({kind.replace('_', '-')})"
+            text = of_class if title in LOGARITHMIC else label or name
             text = name if title == OWN[0] else text
             axis.plot(known, curve[known], style, label=text, color=color, marker="." if len(known) < 20 else None)
         axis.set(title=title, xlabel="epoch", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
         if title in LOGARITHMIC:
             axis.set_yscale("symlog", linthresh=SMALLEST_SHARE)  # zero is on it: a class may vanish
-            axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=SMALLEST_SHARE, subs=(1, 2, 5)))
+            axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=SMALLEST_SHARE, subs=SUBS))
             axis.yaxis.set_major_formatter("{x:g}")
         if names[-1].startswith(SECONDS):
             axis.set_ylim(bottom=0)

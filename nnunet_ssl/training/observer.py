@@ -171,7 +171,7 @@ class Observer:
     def draw_curves(self, folder: Path, title: str) -> None:
         """Write `progress_ssl.csv`, and now and then `progress_ssl.png`."""
         self.drawing.draw(self.curves.write_csv, file=folder / "progress_ssl.csv")
-        plot, file = partial(self.curves.plot, title=title), folder / "progress_ssl.png"
+        plot, file = partial(self.curves.plot, title=title, class_names=self.channel_names), folder / "progress_ssl.png"
         self.drawing.draw_now_and_then(plot, file=file, is_last=self._is_last_epoch)
 
     def guard(self, logger: MetaLogger) -> None:
