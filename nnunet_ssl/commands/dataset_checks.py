@@ -15,7 +15,13 @@ from nnunet_ssl.commands.preprocessed_checks import (
     check_unlabeled,
     look_at_plans,
 )
-from nnunet_ssl.commands.raw_checks import FORMAT, check_dataset_json, check_headers, check_raw_files
+from nnunet_ssl.commands.raw_checks import (
+    FORMAT,
+    check_dataset_json,
+    check_headers,
+    check_orientations,
+    check_raw_files,
+)
 from nnunet_ssl.commands.split_checks import check_number, check_split
 from nnunet_ssl.data.dataset_names import dataset_name, id_of, known_datasets, names_of_id
 from nnunet_ssl.data.patients import patients_of
@@ -54,6 +60,7 @@ def check_dataset(dataset: str, configuration: str | None, plans: str) -> Iterat
     if raw is not None:
         first = next(iter(planned.configurations.values())) if planned else None
         yield from check_headers(raw, planned.plans if planned else None, first)
+        yield from check_orientations(raw)
     cases = cases_of(raw, planned)
     yield from check_number(cases)
     folders = []

@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from shlex import quote
 
+import numpy as np
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_ssl.commands.findings import Finding
 from nnunet_ssl.data.dataset_names import planning_command
 from nnunet_ssl.data.image_fit import checked_header, refuse_unfit
+from nnunet_ssl.data.image_headers import header_of
 from nnunet_ssl.data.older_conversions import older_conversion
 from nnunet_ssl.data.raw_files import (
     CHANNEL,
@@ -95,6 +98,28 @@ def check_headers(
         state = f"{len(problems)} of no use: {some(problems, most=2)}"
         remedy = f"put whole ones into {raw.folder / 'imagesTr'}, or take these cases out, with their labels"
         yield Finding("images in imagesTr", state, remedy, is_problem=True)
+
+
+def check_orientations(raw: RawDataset) -> Iterator[Finding]:
+    """Look whether all scans lie the same way by their headers, which trainers with `keeps_orientation` rely on."""
+    ways: dict[tuple[float, ...], list[str]] = {}
+    for case, files in (raw.images() | raw.images("imagesUn")).items():
+        with suppress(ValueError, OSError):  # which are said already, or when it is preprocessed
+            header = header_of(files[0])
+            if header is not None and header.axes is not None:
+                ways.setdefault(_way(header.axes), []).append(case)
+    if len(ways) > 1:
+        usual, *others = sorted(ways.values(), key=len, reverse=True)
+        odd = [case for cases in others for case in cases]
+        state = f"by their headers {len(usual)} scans lie one way, and {len(odd)} other ways: {some(odd)}"
+        remedy = "turn them the same way, or train nnUNetTrainerSSL with nnUNet_ssl_options=keeps_orientation=false"
+        yield Finding("orientation", state, remedy)
+
+
+def _way(axes: np.ndarray) -> tuple[float, ...]:
+    """Return for each axis of an image the axis of the body that it runs along, from 1, negative if backwards."""
+    along = np.abs(axes).argmax(0)
+    return tuple((along + 1) * np.sign(np.take_along_axis(axes, along[None], 0)[0]))
 
 
 def _check_elsewhere(raw: RawDataset) -> Iterator[Finding]:

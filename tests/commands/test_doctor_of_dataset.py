@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import nibabel
+import numpy as np
 import pytest
 
 from nnunet_ssl.commands import doctor
@@ -49,6 +50,20 @@ def write_header(file: Path, size: tuple[int, ...] = (20, 20, 20), spacing: floa
     header.set_zooms([spacing] * len(size))
     header["magic"] = b"n+1"
     file.write_bytes(gzip.compress(header.binaryblock))
+
+
+def test_scans_that_lie_another_way_are_named(dataset):
+    raw = raw_of(dataset)
+    for i in range(3):
+        write_header(raw / "imagesUn" / f"unlabeled{i}_0000.nii.gz")
+    assert not [state for state in notes() if state.startswith("orientation")]
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((20, 20, 20))
+    header.set_sform(np.diag([-1.0, 1.0, 1.0, 1.0]), code=1)
+    header["magic"] = b"n+1"
+    (raw / "imagesUn" / "unlabeled1_0000.nii.gz").write_bytes(gzip.compress(header.binaryblock))
+    advice = notes()["orientation: by their headers 6 scans lie one way, and 1 other ways: unlabeled1"]
+    assert "keeps_orientation=false" in advice
 
 
 def raw_of(dataset) -> Path:
