@@ -111,7 +111,7 @@ def check_orientations(raw: RawDataset) -> Iterator[Finding]:
     if len(ways) > 1:
         usual, *others = sorted(ways.values(), key=len, reverse=True)
         odd = [case for cases in others for case in cases]
-        state = f"by their headers {len(usual)} scans lie one way, and {len(odd)} other ways: {some(odd)}"
+        state = f"{len(odd)} of {len(usual) + len(odd)} scans lie, by their headers, not as most do: {some(odd)}"
         remedy = "turn them the same way, or train nnUNetTrainerSSL with nnUNet_ssl_options=keeps_orientation=false"
         yield Finding("orientation", state, remedy)
 

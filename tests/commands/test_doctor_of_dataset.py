@@ -62,7 +62,7 @@ def test_scans_that_lie_another_way_are_named(dataset):
     header.set_sform(np.diag([-1.0, 1.0, 1.0, 1.0]), code=1)
     header["magic"] = b"n+1"
     (raw / "imagesUn" / "unlabeled1_0000.nii.gz").write_bytes(gzip.compress(header.binaryblock))
-    advice = notes()["orientation: by their headers 6 scans lie one way, and 1 other ways: unlabeled1"]
+    advice = notes()["orientation: 1 of 7 scans lie, by their headers, not as most do: unlabeled1"]
     assert "keeps_orientation=false" in advice
 
 
