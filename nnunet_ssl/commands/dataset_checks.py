@@ -60,7 +60,8 @@ def check_dataset(dataset: str, configuration: str | None, plans: str) -> Iterat
     if raw is not None:
         first = next(iter(planned.configurations.values())) if planned else None
         yield from check_headers(raw, planned.plans if planned else None, first)
-        yield from check_orientations(raw)
+        if planned is None or "Reorient" not in planned.plans.plans["image_reader_writer"]:
+            yield from check_orientations(raw)
     cases = cases_of(raw, planned)
     yield from check_number(cases)
     folders = []

@@ -101,7 +101,7 @@ def check_headers(
 
 
 def check_orientations(raw: RawDataset) -> Iterator[Finding]:
-    """Look whether all scans lie the same way by their headers, which trainers with `keeps_orientation` rely on."""
+    """Look whether all scans lie the same way by their headers."""
     ways: dict[tuple[float, ...], list[str]] = {}
     for case, files in (raw.images() | raw.images("imagesUn")).items():
         with suppress(ValueError, OSError):  # which are said already, or when it is preprocessed
@@ -112,8 +112,7 @@ def check_orientations(raw: RawDataset) -> Iterator[Finding]:
         usual, *others = sorted(ways.values(), key=len, reverse=True)
         odd = [case for cases in others for case in cases]
         state = f"{len(odd)} of {len(usual) + len(odd)} scans lie, by their headers, not as most do: {some(odd)}"
-        remedy = "turn them the same way, or train nnUNetTrainerSSL with nnUNet_ssl_options=keeps_orientation=false"
-        yield Finding("orientation", state, remedy)
+        yield Finding("orientation", state, "turn them the same way: nnU-Net takes voxels as they lie in the file")
 
 
 def _way(axes: np.ndarray) -> tuple[float, ...]:

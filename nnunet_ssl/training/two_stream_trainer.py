@@ -27,7 +27,7 @@ from nnunet_ssl.data.loaders import (
 )
 from nnunet_ssl.data.older_conversions import older_conversion
 from nnunet_ssl.data.plans_file import refuse_bad_plans
-from nnunet_ssl.data.preprocessed_images import UnlabeledDataset, write_json_atomically
+from nnunet_ssl.data.preprocessed_images import UnlabeledDataset, open_image, write_json_atomically
 from nnunet_ssl.data.raw_files import RawDataset, refuse_bad_dataset_json
 from nnunet_ssl.data.split_file import (
     NO_ESTIMATE,
@@ -47,12 +47,12 @@ from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, twins_wa
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from nnunet_ssl.leaks.of_training import LookAtTraining
 from nnunet_ssl.training import reproducibility
-from nnunet_ssl.training.orientation_trainer import OrientationTrainer
+from nnunet_ssl.training.mirroring_trainer import MirroringTrainer
 
 STREAMS = {"labeled": 0, "unlabeled": 1, "validation": 2, "step": 3, "network": 4}  # each draws its own random numbers
 
 
-class TwoStreamTrainer(OrientationTrainer):
+class TwoStreamTrainer(MirroringTrainer):
     """Finds a fold's unlabeled cases, preprocesses what is missing of them, and loads them beside the labeled ones."""
 
     VIEWS: tuple[str, ...]  # of each unlabeled patch, as the method says; see data/views.py
@@ -146,7 +146,8 @@ class TwoStreamTrainer(OrientationTrainer):
 
     def get_dataloaders(self) -> tuple[TwoStreamLoader, Any]:
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
-        dataset = self._unlabeled_images(self._collect_pool())
+        self._pool = self._collect_pool()
+        dataset = self._unlabeled_images(self._pool)
         labeled, validation = self._loaders_of_nnunet()
         labeled = LabeledLoader(labeled)
         bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches
@@ -158,6 +159,15 @@ class TwoStreamTrainer(OrientationTrainer):
         num_workers = get_allowed_n_proc_DA()
         num_validation = max(1, num_workers // 2) if num_workers else 0  # as nnU-Net
         return self._start_streams(), self._start_loader(validation, "validation", num_validation)
+
+    def cases_to_compare(self) -> tuple[list[str], list[str]]:
+        """Return the labeled cases that are trained on, and the unlabeled and validation cases."""
+        train, validation = self.do_split()
+        return train, [*self._pool.folders, *(case for case in validation if case not in train)]
+
+    def image_of(self, case: str) -> np.ndarray:
+        """Return the first channel of a preprocessed image, (Z, Y, X)."""
+        return open_image(self._pool.folders.get(case, Path(self.preprocessed_dataset_folder)), case)[0]
 
     def _unlabeled_images(self, pool: UnlabeledPool) -> UnlabeledDataset:
         """Return the images of a pool, which reads none that is damaged."""

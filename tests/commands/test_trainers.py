@@ -108,7 +108,7 @@ def test_without_a_name_every_trainer_has_its_entry(capsys):
     text = printed(capsys)
     assert re.findall(r"^nnUNetTrainer\w+", text, re.MULTILINE) == NAMES
     assert "Differences from the paper" not in text
-    assert "\noptions of all:\n  keeps_orientation seed " in text
+    assert "\noptions of all:\n  mirroring seed " in text
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,3 @@ def test_each_voxel_is_taught_by_the_label_of_the_image_it_is_from(start, monkey
 def test_warmup_is_nnunets_own(start):
     trainer, labeled, unlabeled = start("SSL", progress=0.0)
     assert [list(losses) for losses in trainer._losses(labeled, unlabeled)] == [["supervised"]]
-
-
-def test_scans_keep_their_orientation_unless_it_says_nothing(start):
-    assert start("SSL", cell={"dim": 2})[0].mirror_axes == ()
-    assert start("SSL", cell={"dim": 2}, keeps_orientation=False)[0].mirror_axes == (0, 1)

@@ -25,4 +25,4 @@ def test_mean_teacher_by_hand(capsys):
     assert "paper:   https://arxiv.org/abs/1703.01780" in out
     assert "cost:    2.33 of nnU-Net's step" in out
     assert "consistency_weight=1 " in out
-    assert "options of all:\n  keeps_orientation seed " in out
+    assert "options of all:\n  mirroring seed " in out

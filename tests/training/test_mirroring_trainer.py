@@ -1,0 +1,116 @@
+"""Whether patches are mirrored, labeled and unlabeled alike, and predictions: always, never, or as the scans lie."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+
+from nnunet_ssl.discovery.variants import find_trainer
+from tests.conftest import make_trainer, started
+from tests.data.test_orientation import scans
+
+MEAN_TEACHER = find_trainer("nnUNetTrainerMeanTeacher")
+
+
+def transforms_of(trainer) -> list[list]:
+    """Return the geometric transforms of the labeled stream and of the unlabeled one."""
+    labeled, unlabeled = (stream.transforms for stream in trainer.streams)
+    return [labeled.transforms, unlabeled.geometric.transforms]
+
+
+@pytest.mark.parametrize(("dim", "largest"), [(2, 15), (3, 30)])
+def test_nothing_is_turned_over(tiny_dataset, dim, largest):
+    trainer = started(tiny_dataset(dim=dim), MEAN_TEACHER, mirroring="none")
+    for transforms in transforms_of(trainer):
+        assert not [one for one in transforms if isinstance(one, MirrorTransform)]
+        (spatial,) = [one for one in transforms if isinstance(one, SpatialTransform)]
+        assert np.rad2deg(spatial.rotation) == pytest.approx([-largest, largest])
+    assert trainer.mirror_axes == ()
+
+
+def test_without_it_patches_are_turned_as_in_nnunet(tiny_dataset):
+    trainer = started(tiny_dataset(dim=2), MEAN_TEACHER)
+    for transforms in transforms_of(trainer):
+        assert len([one for one in transforms if isinstance(one, MirrorTransform)]) == 1
+        (spatial,) = [one for one in transforms if isinstance(one, SpatialTransform)]
+        assert np.rad2deg(spatial.rotation) == pytest.approx([-180, 180])
+    assert trainer.mirror_axes == (0, 1)
+
+
+def test_a_model_is_not_mirrored_when_it_predicts(tiny_dataset):
+    trainer = started(tiny_dataset(dim=2), MEAN_TEACHER, mirroring="none")
+    file = Path(trainer.output_folder, "checkpoint.pth")
+    trainer.save_checkpoint(str(file))
+    assert torch.load(file, weights_only=False)["inference_allowed_mirroring_axes"] is None
+
+
+def lie_as(monkeypatch, images: dict[str, np.ndarray]) -> None:
+    """Let two labeled scans and the others look like these; they are symmetric along axis 1 alone."""
+    labeled = [name for name in images if name.startswith("labeled")]
+    others = [name for name in images if name not in labeled]
+    monkeypatch.setattr(MEAN_TEACHER, "cases_to_compare", lambda self: (labeled, others))
+    monkeypatch.setattr(MEAN_TEACHER, "image_of", lambda self, case: images[case])
+
+
+def named(images: list[np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{'labeled' if i < 2 else 'other'}{i:02d}": image for i, image in enumerate(images)}
+
+
+@pytest.mark.parametrize(("dim", "axes"), [(2, (0,)), (3, (1,))])
+def test_mirrored_are_the_axes_along_which_scans_lie_both_ways(tiny_dataset, monkeypatch, dim, axes):
+    """Axis 1 of the images is the first of 2-D patches."""
+    lie_as(monkeypatch, named(scans(22)))
+    trainer = started(tiny_dataset(dim=dim), MEAN_TEACHER, mirroring="auto")
+    assert trainer.mirror_axes == axes
+    for transforms in transforms_of(trainer):
+        (mirror,) = [one for one in transforms if isinstance(one, MirrorTransform)]
+        assert tuple(mirror.allowed_axes) == axes
+        (spatial,) = [one for one in transforms if isinstance(one, SpatialTransform)]
+        assert max(np.rad2deg(spatial.rotation)) == pytest.approx(15 if dim == 2 else 30)
+    log = Path(trainer.log_file).read_text()
+    assert f"Mirroring along axes {axes[0]}: of 20 scans lie the other way" in log
+
+
+def test_two_scans_in_twenty_that_lie_another_way_are_enough_to_mirror(tiny_dataset, monkeypatch):
+    images = scans(22)
+    for i in (4, 9):
+        images[i] = np.ascontiguousarray(np.flip(images[i], (0, 2)))
+    lie_as(monkeypatch, named(images))
+    assert started(tiny_dataset(), MEAN_TEACHER, mirroring="auto").mirror_axes == (0, 1, 2)
+
+
+def test_few_scans_say_too_little(tiny_dataset, monkeypatch):
+    lie_as(monkeypatch, named(scans(11)))
+    trainer = started(tiny_dataset(), MEAN_TEACHER, mirroring="auto")
+    assert trainer.mirror_axes == (0, 1, 2)
+    assert "Mirroring along all axes: 9 other scans say too little" in Path(trainer.log_file).read_text()
+
+
+def test_a_run_that_goes_on_mirrors_as_it_began(tiny_dataset, monkeypatch):
+    dataset = tiny_dataset()
+    lie_as(monkeypatch, named(scans(22)))
+    make_trainer(dataset, MEAN_TEACHER, seed=1, mirroring="auto", num_epochs=1).run_training()
+    lie_as(monkeypatch, named(scans(2)))
+    resumed = make_trainer(dataset, MEAN_TEACHER, resume=True)
+    resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_final.pth")
+    resumed.on_train_start()
+    assert resumed.mirror_axes == (1,)
+
+
+def test_compared_are_the_labeled_cases_of_the_fold_with_all_others(tiny_dataset):
+    dataset = tiny_dataset()
+    trainer = started(dataset, MEAN_TEACHER)
+    labeled, others = trainer.cases_to_compare()
+    train, validation = trainer.do_split()
+    assert labeled == train
+    assert sorted(others) == sorted([*validation, *trainer.streams[1].images.folders])
+    for case in (*labeled, *others):
+        assert trainer.image_of(case).shape == (20, 20, 20)
+
+
+def test_another_word_is_refused(tiny_dataset):
+    with pytest.raises(ValueError, match="mirroring is all, auto or none, got 'some'"):
+        make_trainer(tiny_dataset(), MEAN_TEACHER, mirroring="some").initialize()
