@@ -18,6 +18,7 @@ def test_allowed_are_the_public_attributes_and_nnunets_settings():
         "weight_decay": float,
         "oversample_foreground_percent": float,
         "seed": int,
+        "mirroring": str,
         "prediction_rounds": int,
         "predicts_mirrored": bool,
         "pseudo_foreground_probability": float,
