@@ -146,8 +146,7 @@ class TwoStreamTrainer(MirroringTrainer):
 
     def get_dataloaders(self) -> tuple[TwoStreamLoader, Any]:
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
-        self._pool = self._collect_pool()
-        dataset = self._unlabeled_images(self._pool)
+        self._unlabeled = dataset = self._unlabeled_images(self._collect_pool())
         labeled, validation = self._loaders_of_nnunet()
         labeled = LabeledLoader(labeled)
         bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches
@@ -163,11 +162,13 @@ class TwoStreamTrainer(MirroringTrainer):
     def cases_to_compare(self) -> tuple[list[str], list[str]]:
         """Return the labeled cases that are trained on, and the unlabeled and validation cases."""
         train, validation = self.do_split()
-        return train, [*self._pool.folders, *(case for case in validation if case not in train)]
+        return train, [*self._unlabeled.folders, *(case for case in validation if case not in train)]
 
     def image_of(self, case: str) -> np.ndarray:
-        """Return the first channel of a preprocessed image, (Z, Y, X)."""
-        return open_image(self._pool.folders.get(case, Path(self.preprocessed_dataset_folder)), case)[0]
+        """Return the first channel of a preprocessed image that is not damaged, (Z, Y, X)."""
+        folders = self._unlabeled.folders
+        (self._unlabeled if case in folders else self._labeled_files).check(case)
+        return open_image(folders.get(case, Path(self.preprocessed_dataset_folder)), case)[0]
 
     def _unlabeled_images(self, pool: UnlabeledPool) -> UnlabeledDataset:
         """Return the images of a pool, which reads none that is damaged."""
