@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 FINAL = "checkpoint_final.pth"
-FIRST_CHOICE = "nnUNetTrainerBCP"  # README.md recommends it
+FIRST_CHOICE = "nnUNetTrainerSSL"  # README.md recommends it
 
 
 def how_to_go_on(dataset: str, preprocessed: Path) -> Iterator[str]:
