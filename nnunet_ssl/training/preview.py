@@ -14,7 +14,7 @@ from nnunet_ssl.building_blocks.label_space import LabelSpace
 from nnunet_ssl.building_blocks.pseudo_label_statistics import CONFIDENT
 from nnunet_ssl.data.loaders import UnlabeledBatch
 from nnunet_ssl.data.whole_files import replacing
-from nnunet_ssl.pictures.overlay import draw_overlay, fullest_slice
+from nnunet_ssl.pictures.overlay import draw_overlay, fullest_slice, legend_entries
 
 MOST_PATCHES = 4
 
@@ -27,12 +27,13 @@ def draw_pseudo_labels(
     threshold: float | None,
     file: Path,
     title: str,
+    class_names: Sequence[str],
 ) -> None:
     """Draw a row for each of some patches: its views, the pseudo-label, and the pseudo-label where it is accepted.
 
     Of a method without threshold, which learns from every voxel, the last picture shows where the pseudo-label is sure.
 
-    Of a 3-D patch the slice is shown that has the most pseudo-label foreground.
+    The patches are those with the most pseudo-label foreground, and of a 3-D patch it is the slice that has the most.
 
     Args:
         space: what the channels mean.
@@ -41,6 +42,7 @@ def draw_pseudo_labels(
         threshold: of the method's confidence, see `LabelSpace.is_accepted`; None if it has none.
         file: the PNG to write.
         title: above the picture.
+        class_names: of the foreground channels, in their order.
     """
     views = {name: view for name in ("weak", "strong") if (view := getattr(unlabeled, name)) is not None}
     labels = label_map(space, probs)
@@ -49,15 +51,16 @@ def draw_pseudo_labels(
     else:
         accepted, name = space.is_accepted(probs, threshold), f"accepted (threshold {threshold:g})"
     names = [*views, "pseudo-label", name]
-    patches = min(MOST_PATCHES, len(labels))
-    highest = len(range(space.num_channels)[space.foreground])
+    rows = (labels > 0).flatten(1).sum(1).argsort(descending=True, stable=True)[:MOST_PATCHES].tolist()
     with matplotlib.style.context("default"):  # nnU-Net's own plot sets huge fonts for the whole process
-        figure = Figure(figsize=(3.2 * len(names), 3.3 * patches + 0.5), layout="constrained")
+        figure = Figure(figsize=(2.5 * len(names), 3.0 * len(rows) + 0.8), layout="constrained")
         figure.suptitle(title)
-        for row, axes in enumerate(figure.subplots(patches, len(names), squeeze=False)):
+        for row, axes in zip(rows, figure.subplots(len(rows), len(names), squeeze=False), strict=True):
             kept = accepted[row].all(0)
-            _draw_patch(axes, names, [view[row, 0] for view in views.values()], labels[row], kept, highest)
+            _draw_patch(axes, names, [view[row, 0] for view in views.values()], labels[row], kept, len(class_names))
             axes[0].set_ylabel(unlabeled.keys[row])
+        legend = legend_entries(dict(enumerate(class_names, start=1)))
+        figure.legend(handles=legend, loc="outside lower center", ncols=len(legend))
         with replacing(file) as unfinished:
             figure.savefig(unfinished, dpi=90)
 
@@ -66,16 +69,18 @@ def _draw_patch(
     axes: Sequence[Axes], names: list[str], views: list[Tensor], label: Tensor, kept: Tensor, highest: int
 ) -> None:
     """Draw one patch: each view, then over the first one its label, and its label where it is kept."""
-    label, share = label.cpu().numpy(), float(kept.float().mean())
+    shares = float(kept.float().mean()), float(kept[label > 0].float().mean()) if (label > 0).any() else None
+    label = label.cpu().numpy()
     where = fullest_slice(label) if label.ndim == 3 else slice(None)
     images = [view[where].float().cpu().numpy() for view in views]
     layers = [label[where], np.where(kept.cpu().numpy()[where], label[where], 0)]
     pictures = zip(axes, names, [*images, images[0], images[0]], [None] * len(images) + layers, strict=True)
     for axis, name, image, layer in pictures:
         draw_overlay(axis, image, layer, highest)
-        axis.set_title(name, fontsize="small")
-        axis.set_xlabel("voxels")
-    axes[-1].set_title(f"{names[-1]}:\n{share:.0%} of the patch", fontsize="small")
+        axis.set_title(name, fontsize="medium")
+        axis.set(xticks=[], yticks=[])
+    of_foreground = "" if shares[1] is None else f", {shares[1]:.0%} of foreground"
+    axes[-1].set_title(f"{names[-1]}:\n{shares[0]:.0%} of voxels{of_foreground}", fontsize="medium")
 
 
 def label_map(space: LabelSpace, probs: Tensor) -> Tensor:

@@ -275,7 +275,8 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
             probs = self.preview_probabilities(self.probabilities(self.network(image)))
         threshold = getattr(self, "confidence_threshold", None)
         title = f"{type(self).__name__}, fold {self.fold}, epoch {self.current_epoch}"
-        draw_pseudo_labels(self.label_space, unlabeled, probs, threshold, file, title)
+        names = [*self.observer.channel_names.values()]
+        draw_pseudo_labels(self.label_space, unlabeled, probs, threshold, file, title, names)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict and score the validation cases with the inference network, if asked for with the others too.
