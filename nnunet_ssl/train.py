@@ -2,7 +2,7 @@
 
 nnU-Net's own launcher starts processes on one node. Here PyTorch's starts them, and starts them again after a failure:
 
-    torchrun --nproc-per-node 4 --max-restarts 3 -m nnunet_ssl.train 27 3d_fullres 0 -tr nnUNetTrainerBCP --c
+    torchrun --nproc-per-node 4 --max-restarts 3 -m nnunet_ssl.train 27 3d_fullres 0 -tr nnUNetTrainerSSL --c
 
 `--c` begins a run where there is none, and otherwise goes on from its newest checkpoint that can be read.
 """
