@@ -63,9 +63,12 @@ class nnUNetTrainerSelfTraining(SemiSupervisedTrainer):  # noqa: N801 - nnU-Net'
     def turned(self, *maps: Tensor) -> list[Tensor]:
         """Return maps (B, ?, *spatial) turned in the plane of the last two axes, and mirrored along some others.
 
-        By 90, 180 or 270 degrees, which needs a square plane; by 180 otherwise. One draw is for the whole batch.
+        By 90, 180 or 270 degrees, which needs a square plane; by 180 otherwise; not at all where one of the two axes is
+        not mirrored along. One draw is for the whole batch.
         """
         *_, rows, columns = maps[0].shape
         turns = int(torch.randint(1, 4, ())) if rows == columns else 2
+        if not {maps[0].ndim - 4, maps[0].ndim - 3} <= {*self.mirror_axes}:
+            turns = 0
         axes = [axis + 2 for axis in self.mirror_axes if torch.rand(()) < 0.5]
         return [one.rot90(turns, (-2, -1)).flip(axes) for one in maps]

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_ssl.commands.findings import Finding
 from nnunet_ssl.data.dataset_names import planning_command
 from nnunet_ssl.data.image_fit import checked_header, refuse_unfit
-from nnunet_ssl.data.image_headers import header_of
+from nnunet_ssl.data.image_headers import has_directions, header_of
 from nnunet_ssl.data.older_conversions import older_conversion
 from nnunet_ssl.data.raw_files import (
     CHANNEL,
@@ -106,12 +106,14 @@ def check_orientations(raw: RawDataset) -> Iterator[Finding]:
     for case, files in (raw.images() | raw.images("imagesUn")).items():
         with suppress(ValueError, OSError):  # which are said already, or when it is preprocessed
             header = header_of(files[0])
-            if header is not None and header.axes is not None:
+            if header is not None and header.axes is not None and has_directions(header.axes):
                 ways.setdefault(_way(header.axes), []).append(case)
     if len(ways) > 1:
         usual, *others = sorted(ways.values(), key=len, reverse=True)
         odd = [case for cases in others for case in cases]
-        state = f"{len(odd)} of {len(usual) + len(odd)} scans lie, by their headers, not as most do: {some(odd)}"
+        state = (
+            f"{len(odd)} of {len(usual) + len(odd)} scans lie, by their headers, not as the largest group: {some(odd)}"
+        )
         yield Finding("orientation", state, "turn them the same way: nnU-Net takes voxels as they lie in the file")
 
 

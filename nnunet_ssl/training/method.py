@@ -241,7 +241,7 @@ class Method:
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:
-        """The spatial axes along which this run mirrors, by nnU-Net's choice."""
+        """The spatial axes along which this run mirrors: nnU-Net's, or fewer by `mirroring`."""
         return tuple(self.inference_allowed_mirroring_axes or ())
 
     # ---- what a method calls: time, curves, host, processes ----

@@ -1,20 +1,22 @@
-"""nnU-Net's trainer, which need not turn scans over that all lie the same way."""
+"""nnU-Net's trainer, which need not mirror along axes along which all scans lie the same way."""
 
 from collections.abc import Sequence
-from math import ceil
 
 import numpy as np
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssl.data.orientation import LARGEST_ODD_SHARE, LEAST_IMAGES, turned_over
+from nnunet_ssl.data.orientation import turned_over
+from nnunet_ssl.training import distributed
 
 ALL, AUTO, NONE = "all", "auto", "none"
 LARGEST_ROTATION = np.pi / 12  # nnU-Net's own of 2-D patches that are much longer than wide
-LARGEST_SAMPLE = 32  # of the images that are looked at; ours: 5 % of them are one
+LARGEST_SAMPLE = 50  # of the images that are compared; ours
+LEAST_IMAGES = 10  # fewer say too little; ours
+LARGEST_ODD_SHARE = 0.05  # of these that may lie another way; ours, see turned_over
 
 
 class MirroringTrainer(nnUNetTrainer):
-    """Mirrors, if so asked, only along axes along which scans lie both ways: elsewhere left, front or top tell much.
+    """Mirrors, if so asked, only along axes along which scans lie both ways: elsewhere the place says what a thing is.
 
     The axes are the run's, in training and prediction, and stand in its checkpoints as nnU-Net's do.
     """
@@ -28,46 +30,55 @@ class MirroringTrainer(nnUNetTrainer):
             raise ValueError(f"mirroring is {ALL}, {AUTO} or {NONE}, got {self.mirroring!r}")
         super().initialize()
 
-    def cases_to_compare(self) -> tuple[list[str], list[str]]:
-        """Return the cases that are trained on with their labels, and all others; as nnU-Net's planning, of all."""
+    def cases_to_compare(self) -> list[str]:
+        """Return all preprocessed cases, labeled or not: the same ones in each fold, whose axes are then the same."""
         raise NotImplementedError
 
     def image_of(self, case: str) -> np.ndarray:
-        """Return the first channel of a preprocessed image, (Z, Y, X)."""
+        """Return the first channel of a preprocessed image, of three axes."""
         raise NotImplementedError
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:  # noqa: N802 - nnU-Net's name
         """Return rotation, dummy 2-D augmentation, initial patch size, and the axes of mirroring.
 
-        Where nnU-Net rotates to all sides, as nearly square patches, and one of its axes is not mirrored along, it is
-        by up to 15 degrees: turned upside down is mirrored twice.
+        Where nnU-Net rotates to all sides, in the plane of the last two axes, and one of these is not mirrored along,
+        it is by up to 15 degrees: turned upside down is mirrored twice.
         """
         axes_of_run = self.inference_allowed_mirroring_axes
         rotation, dummy_2d, initial_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if self.mirroring != ALL:
-            kept = self._open_axes(axes) if self.mirroring == AUTO else ()
-            kept = tuple(axes_of_run or ()) if self.was_resumed else kept
-            if len(kept) < len(axes) and max(rotation) > np.pi / 2:
-                rotation = (-LARGEST_ROTATION, LARGEST_ROTATION)
-            axes = self.inference_allowed_mirroring_axes = kept or None
-        return rotation, dummy_2d, initial_size, axes
+        kept = self._axes_to_mirror(axes, axes_of_run)
+        if max(rotation) > np.pi / 2 and not {*axes[-2:]} <= {*kept}:
+            rotation = (-LARGEST_ROTATION, LARGEST_ROTATION)
+        self.inference_allowed_mirroring_axes = kept or None
+        return rotation, dummy_2d, initial_size, self.inference_allowed_mirroring_axes
+
+    def _axes_to_mirror(self, axes: Sequence[int], axes_of_run: Sequence[int] | None) -> tuple[int, ...]:
+        if self.mirroring == ALL:
+            return tuple(axes)
+        if self.was_resumed:
+            return tuple(axes_of_run or ())
+        return self._open_axes(axes) if self.mirroring == AUTO else ()
 
     def _open_axes(self, axes: Sequence[int]) -> tuple[int, ...]:
         """Return those of the patch's axes along which the images lie both ways, or may; and say it in the log."""
-        labeled, others = map(_spread, self.cases_to_compare())
-        if len(others) < LEAST_IMAGES:
-            self.print_to_log_file(f"Mirroring along all axes: {len(others)} other scans say too little")
+        cases = _spread(self.cases_to_compare())
+        if len(cases) < LEAST_IMAGES:
+            self.print_to_log_file(f"Mirroring along all axes: {len(cases)} scans say too little")
             return tuple(axes)
+        self.print_to_log_file(f"Mirroring: {len(cases)} scans are compared")
         first = 3 - len(self.configuration_manager.patch_size)  # the axis of the image that is the patch's first
-        images, references = map(self.image_of, others), [self.image_of(case) for case in labeled]
-        turned = turned_over(references, images, [first + axis for axis in axes])
-        kept = tuple(axis for axis in axes if turned[first + axis] > LARGEST_ODD_SHARE * len(others))
+        turned = None
+        if self.local_rank == 0:
+            turned = turned_over(map(self.image_of, cases), [first + axis for axis in axes])
+        turned = distributed.of_first_process(turned)
+        kept = tuple(axis for axis in axes if turned[first + axis] > LARGEST_ODD_SHARE * len(cases))
         along = f"axes {', '.join(map(str, kept))}" if kept else "no axis"
         found = ", ".join(f"{turned[first + axis]} along axis {axis}" for axis in axes)
-        self.print_to_log_file(f"Mirroring along {along}: of {len(others)} scans lie the other way {found}")
+        self.print_to_log_file(f"Mirroring along {along}: of {len(cases)} scans lie another way {found}")
         return kept
 
 
 def _spread(cases: Sequence[str]) -> list[str]:
-    """Return some of the cases, at equal distances."""
-    return sorted(cases)[:: ceil(len(cases) / LARGEST_SAMPLE) or 1]
+    """Return some of the cases, at equal distances in the order of their names."""
+    number = min(len(cases), LARGEST_SAMPLE)
+    return [sorted(cases)[i] for i in np.linspace(0, len(cases) - 1, number).round().astype(int)]

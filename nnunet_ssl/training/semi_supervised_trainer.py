@@ -275,7 +275,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
             probs = self.preview_probabilities(self.probabilities(self.network(image)))
         threshold = getattr(self, "confidence_threshold", None)
         title = f"{type(self).__name__}, fold {self.fold}, epoch {self.current_epoch}"
-        names = [*self.observer.channel_names.values()]
+        names = [name for _, name in sorted(self.observer.channel_names.items())]
         draw_pseudo_labels(self.label_space, unlabeled, probs, threshold, file, title, names)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

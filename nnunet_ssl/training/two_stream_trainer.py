@@ -146,7 +146,7 @@ class TwoStreamTrainer(MirroringTrainer):
 
     def get_dataloaders(self) -> tuple[TwoStreamLoader, Any]:
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
-        self._unlabeled = dataset = self._unlabeled_images(self._collect_pool())
+        dataset = self._unlabeled_images(self._collect_pool())
         labeled, validation = self._loaders_of_nnunet()
         labeled = LabeledLoader(labeled)
         bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches
@@ -159,16 +159,23 @@ class TwoStreamTrainer(MirroringTrainer):
         num_validation = max(1, num_workers // 2) if num_workers else 0  # as nnU-Net
         return self._start_streams(), self._start_loader(validation, "validation", num_validation)
 
-    def cases_to_compare(self) -> tuple[list[str], list[str]]:
-        """Return the labeled cases that are trained on, and the unlabeled and validation cases."""
-        train, validation = self.do_split()
-        return train, [*self._unlabeled.folders, *(case for case in validation if case not in train)]
+    def cases_to_compare(self) -> list[str]:
+        """Return all preprocessed cases, labeled or not: the same ones in each fold, whose axes are then the same."""
+        return [*self._all_images.folders]
 
     def image_of(self, case: str) -> np.ndarray:
-        """Return the first channel of a preprocessed image that is not damaged, (Z, Y, X)."""
-        folders = self._unlabeled.folders
-        (self._unlabeled if case in folders else self._labeled_files).check(case)
-        return open_image(folders.get(case, Path(self.preprocessed_dataset_folder)), case)[0]
+        """Return the first channel of a preprocessed image that is not damaged, of three axes."""
+        self._all_images.check(case)
+        return open_image(self._all_images.folders[case], case)[0]
+
+    @cached_property
+    def _all_images(self) -> UnlabeledDataset:
+        """Return the preprocessed images of all cases that are there."""
+        folders = [Path(self.preprocessed_dataset_folder), self._preprocessing.preprocessed]
+        names = infer_dataset_class(self.preprocessed_dataset_folder).get_identifiers
+        return self._unlabeled_images(
+            UnlabeledPool({case: folder for folder in folders if folder.is_dir() for case in names(str(folder))}, {})
+        )
 
     def _unlabeled_images(self, pool: UnlabeledPool) -> UnlabeledDataset:
         """Return the images of a pool, which reads none that is damaged."""

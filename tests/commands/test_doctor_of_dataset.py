@@ -62,7 +62,7 @@ def test_scans_that_lie_another_way_are_named(dataset):
     header.set_sform(np.diag([-1.0, 1.0, 1.0, 1.0]), code=1)
     header["magic"] = b"n+1"
     (raw / "imagesUn" / "unlabeled1_0000.nii.gz").write_bytes(gzip.compress(header.binaryblock))
-    advice = notes()["orientation: 1 of 7 scans lie, by their headers, not as most do: unlabeled1"]
+    advice = notes()["orientation: 1 of 7 scans lie, by their headers, not as the largest group: unlabeled1"]
     assert advice == "turn them the same way: nnU-Net takes voxels as they lie in the file"
 
 

@@ -66,14 +66,21 @@ def test_online_the_network_labels_the_patch_and_learns_it_turned(start, monkeyp
 def test_turns_keep_the_shape_and_change_the_patch(start, cell, axes):
     trainer, *_ = start("SelfTraining", online=True, cell=cell)
     image = torch.rand(2, 1, *trainer.configuration_manager.patch_size)
-    trainer.inference_allowed_mirroring_axes = None
-    turns = {tuple(trainer.turned(image)[0].flatten().tolist()) for _ in range(30)}
-    assert len(turns) == 3
-    assert tuple(image.flatten().tolist()) not in turns
-    (oblong,) = trainer.turned(image[..., :8])
-    assert torch.equal(oblong, image[..., :8].flip((-2, -1)))
-    trainer.inference_allowed_mirroring_axes = axes
+    assert trainer.mirror_axes == axes
     assert len({tuple(trainer.turned(image)[0].flatten().tolist()) for _ in range(60)}) > 6
+    oblong = image[..., :8]
+    mirrored = {tuple(oblong.flip(along).flatten().tolist()) for along in ((), (-1,), (-2,), (-2, -1))}
+    found = {tuple(trainer.turned(oblong)[0].flatten().tolist()) for _ in range(30)}
+    assert found == mirrored if len(axes) == 2 else found > mirrored
+
+
+@pytest.mark.parametrize("axes", [None, (0,)])
+def test_nothing_is_turned_to_all_sides_where_it_is_not_mirrored(start, axes):
+    trainer, *_ = start("SelfTraining", online=True, cell={"dim": 2})
+    image = torch.rand(2, 1, *trainer.configuration_manager.patch_size)
+    trainer.inference_allowed_mirroring_axes = axes
+    found = {tuple(trainer.turned(image)[0].flatten().tolist()) for _ in range(30)}
+    assert found == {tuple(one.flatten().tolist()) for one in ([image] if axes is None else [image, image.flip(2)])}
 
 
 def test_online_needs_no_label_of_the_whole_case(start):

@@ -9,6 +9,7 @@ from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
 from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.mirroring_trainer import _spread
 from tests.conftest import make_trainer, started
 from tests.data.test_orientation import scans
 
@@ -47,22 +48,17 @@ def test_a_model_is_not_mirrored_when_it_predicts(tiny_dataset):
     assert torch.load(file, weights_only=False)["inference_allowed_mirroring_axes"] is None
 
 
-def lie_as(monkeypatch, images: dict[str, np.ndarray]) -> None:
-    """Let two labeled scans and the others look like these; they are symmetric along axis 1 alone."""
-    labeled = [name for name in images if name.startswith("labeled")]
-    others = [name for name in images if name not in labeled]
-    monkeypatch.setattr(MEAN_TEACHER, "cases_to_compare", lambda self: (labeled, others))
-    monkeypatch.setattr(MEAN_TEACHER, "image_of", lambda self, case: images[case])
-
-
-def named(images: list[np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{'labeled' if i < 2 else 'other'}{i:02d}": image for i, image in enumerate(images)}
+def lie_as(monkeypatch, images: list[np.ndarray]) -> None:
+    """Let the scans of a data set be these; `scans` are symmetric along axis 1 alone."""
+    named = {f"scan{i:02d}": np.ascontiguousarray(image) for i, image in enumerate(images)}
+    monkeypatch.setattr(MEAN_TEACHER, "cases_to_compare", lambda self: [*named])
+    monkeypatch.setattr(MEAN_TEACHER, "image_of", lambda self, case: named[case])
 
 
 @pytest.mark.parametrize(("dim", "axes"), [(2, (0,)), (3, (1,))])
 def test_mirrored_are_the_axes_along_which_scans_lie_both_ways(tiny_dataset, monkeypatch, dim, axes):
     """Axis 1 of the images is the first of 2-D patches."""
-    lie_as(monkeypatch, named(scans(22)))
+    lie_as(monkeypatch, scans(22))
     trainer = started(tiny_dataset(dim=dim), MEAN_TEACHER, mirroring="auto")
     assert trainer.mirror_axes == axes
     for transforms in transforms_of(trainer):
@@ -71,44 +67,61 @@ def test_mirrored_are_the_axes_along_which_scans_lie_both_ways(tiny_dataset, mon
         (spatial,) = [one for one in transforms if isinstance(one, SpatialTransform)]
         assert max(np.rad2deg(spatial.rotation)) == pytest.approx(15 if dim == 2 else 30)
     log = Path(trainer.log_file).read_text()
-    assert f"Mirroring along axes {axes[0]}: of 20 scans lie the other way" in log
+    assert f"Mirroring along axes {axes[0]}: of 22 scans lie another way" in log
 
 
 def test_two_scans_in_twenty_that_lie_another_way_are_enough_to_mirror(tiny_dataset, monkeypatch):
     images = scans(22)
     for i in (4, 9):
-        images[i] = np.ascontiguousarray(np.flip(images[i], (0, 2)))
-    lie_as(monkeypatch, named(images))
+        images[i] = np.flip(images[i], (0, 2))
+    lie_as(monkeypatch, images)
     assert started(tiny_dataset(), MEAN_TEACHER, mirroring="auto").mirror_axes == (0, 1, 2)
 
 
 def test_few_scans_say_too_little(tiny_dataset, monkeypatch):
-    lie_as(monkeypatch, named(scans(11)))
+    lie_as(monkeypatch, scans(9))
     trainer = started(tiny_dataset(), MEAN_TEACHER, mirroring="auto")
     assert trainer.mirror_axes == (0, 1, 2)
-    assert "Mirroring along all axes: 9 other scans say too little" in Path(trainer.log_file).read_text()
+    assert "Mirroring along all axes: 9 scans say too little" in Path(trainer.log_file).read_text()
 
 
 def test_a_run_that_goes_on_mirrors_as_it_began(tiny_dataset, monkeypatch):
     dataset = tiny_dataset()
-    lie_as(monkeypatch, named(scans(22)))
+    lie_as(monkeypatch, scans(22))
     make_trainer(dataset, MEAN_TEACHER, seed=1, mirroring="auto", num_epochs=1).run_training()
-    lie_as(monkeypatch, named(scans(2)))
+    monkeypatch.setattr(MEAN_TEACHER, "image_of", lambda self, case: pytest.fail("images are compared again"))
     resumed = make_trainer(dataset, MEAN_TEACHER, resume=True)
     resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_final.pth")
     resumed.on_train_start()
     assert resumed.mirror_axes == (1,)
 
 
-def test_compared_are_the_labeled_cases_of_the_fold_with_all_others(tiny_dataset):
+def test_compared_are_all_cases_in_each_fold(tiny_dataset):
     dataset = tiny_dataset()
-    trainer = started(dataset, MEAN_TEACHER)
-    labeled, others = trainer.cases_to_compare()
-    train, validation = trainer.do_split()
-    assert labeled == train
-    assert sorted(others) == sorted([*validation, *trainer.streams[1].images.folders])
-    for case in (*labeled, *others):
-        assert trainer.image_of(case).shape == (20, 20, 20)
+    trainers = [started(dataset, MEAN_TEACHER, fold=fold) for fold in (0, 1)]
+    cases = trainers[0].cases_to_compare()
+    assert cases == trainers[1].cases_to_compare()
+    assert sorted(cases) == [f"labeled{i}" for i in range(4)] + [f"unlabeled{i}" for i in range(3)]
+    for case in cases:
+        assert trainers[0].image_of(case).shape == (20, 20, 20)
+
+
+@pytest.mark.parametrize(("number", "compared"), [(10, 10), (50, 50), (51, 50), (10_000, 50)])
+def test_some_of_many_scans_are_compared_at_equal_distances(number, compared):
+    cases = _spread([f"scan{i:05d}" for i in range(number)])
+    assert len(set(cases)) == compared
+    assert (cases[0], cases[-1]) == ("scan00000", f"scan{number - 1:05d}")
+
+
+def test_thick_slices_are_turned_to_all_sides_where_only_the_axis_across_them_is_left_out(tiny_dataset, monkeypatch):
+    """nnU-Net rotates such patches in the plane of the slices, which axis 0 does not lie in."""
+    lie_as(monkeypatch, scans(22))
+    monkeypatch.setattr("nnunet_ssl.training.mirroring_trainer.turned_over", lambda images, axes: {0: 0, 1: 9, 2: 9})
+    trainer = started(tiny_dataset(anisotropic=True), MEAN_TEACHER, mirroring="auto")
+    assert trainer.mirror_axes == (1, 2)
+    for transforms in transforms_of(trainer):
+        (spatial,) = [one for one in transforms if isinstance(one, SpatialTransform)]
+        assert max(np.rad2deg(spatial.rotation)) == pytest.approx(180)
 
 
 def test_another_word_is_refused(tiny_dataset):

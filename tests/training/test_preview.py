@@ -6,10 +6,11 @@ import torch
 
 from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
 from nnunet_ssl.commands.cli import main
+from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunet_ssl.training.preview import label_map
-from tests.conftest import assert_equal_weights, make_trainer, parameters_of
+from tests.conftest import assert_equal_weights, make_trainer, parameters_of, started
 from tests.training.test_model_export import finished_run
 
 
@@ -63,6 +64,16 @@ def test_preview_of_a_checkpoint(tiny_dataset, tmp_path, capsys, name):
     assert f"{out}: unlabeled" in capsys.readouterr().out
     assert main(["preview", *arguments, "-f", "1"]) == 2
     assert "has no fold 1, it has: 0" in capsys.readouterr().err
+
+
+def test_the_legend_has_the_names_in_the_order_of_the_labels(tiny_dataset, tmp_path, monkeypatch):
+    """dataset.json may list them in another one."""
+    trainer = started(tiny_dataset(num_classes=3), nnUNetTrainerMeanTeacher)
+    trainer.observer.channel_names = {2: "second", 1: "first"}
+    names = []
+    monkeypatch.setitem(type(trainer).draw_preview.__globals__, "draw_pseudo_labels", lambda *_: names.append(_[-1]))
+    trainer.draw_preview(batches_on_device(next(trainer.dataloader_train), trainer.device)[1], tmp_path / "p.png")
+    assert names == [["first", "second"]]
 
 
 def test_preview_leaves_the_runs_folder_as_it_is(tiny_dataset, tmp_path, monkeypatch):
