@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
 
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
 from nnunet_ssl.data.json_schemas import Fold, parsed, refuse_unfit
 from nnunet_ssl.data.patients import patients_of
 from nnunet_ssl.data.preprocessed_images import write_json_atomically
@@ -81,6 +83,22 @@ def write_small_split(file: Path, cases: Sequence[str], patient_pattern: str | N
     if len(folds) == 1:
         return f"{file}: one fold, because there is one labeled patient; {NO_ESTIMATE}"
     return f"{file}: {len(folds)} folds, because there are {len(folds)} labeled patients; one validates in each"
+
+
+def write_first_split(file: Path, cases: Sequence[str], patient_pattern: str | None) -> str:
+    """Write a splits_final.json where there is none: nnU-Net's five folds, or what `write_small_split` writes.
+
+    nnU-Net writes its own in place, and other folds that start at the same time may be reading.
+
+    Args:
+        file: splits_final.json.
+        cases: the labeled ones.
+        patient_pattern: of dataset.json; None means that every case is a patient.
+    """
+    written = write_small_split(file, cases, patient_pattern)
+    if not file.exists():
+        write_json_atomically(generate_crossval_split(sorted(cases)), file)
+    return written
 
 
 def folds_of_few_patients(cases: Sequence[str], patient_pattern: str | None) -> list[dict[str, list[str]]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -73,13 +74,14 @@ class SupervisedLosses:
     waits for its device.
     """
 
-    def __init__(self, have_common_dice: bool, batch_size: int) -> None:
-        """Refuse a batch of the plans whose parts nnU-Net's common Dice cannot put together: they differ in size."""
-        if have_common_dice and len({*batch_sizes(batch_size)}) > 1:
+    def __init__(self, is_ddp: bool, configuration: ConfigurationManager) -> None:
+        """Refuse batches of the plans whose parts nnU-Net's common Dice cannot put together: they differ in size."""
+        have_common_dice = is_ddp and configuration.batch_dice
+        if have_common_dice and len({*batch_sizes(configuration.batch_size)}) > 1:
             raise ValueError(
-                f"the plans' batches of {batch_size} cannot be divided evenly over {dist.get_world_size()} processes, "
-                "and nnU-Net's Dice is over the batches of all of them: take another number of GPUs (-num_gpus), or "
-                "plans with another batch_size"
+                f"the plans' batches of {configuration.batch_size} cannot be divided evenly over "
+                f"{dist.get_world_size()} processes, and nnU-Net's Dice is over the batches of all of them: take another "
+                "number of GPUs (-num_gpus), or plans with another batch_size"
             )
         is_gloo = have_common_dice and dist.get_backend() == "gloo"
         self.group = dist.new_group(backend="gloo") if have_common_dice and not is_gloo else None

@@ -190,10 +190,9 @@ class Method:
         self.supervised_losses.agree(on_another=True)
         if outputs is None:
             outputs = self.forward_pass(labeled.image, network).outputs
-        if len(outputs) > 1:
+        if self.enable_deep_supervision and len(outputs) > 1:
             return self.loss(outputs, labeled.target)
-        loss = self.loss.loss if self.enable_deep_supervision else self.loss  # of a network without other heads
-        return loss(outputs[0], labeled.full_target)
+        return (self.loss.loss if self.enable_deep_supervision else self.loss)(outputs[0], labeled.full_target)
 
     def masked_loss(self, outputs: Sequence[Tensor], labels: Tensor, weight: Tensor) -> Tensor:
         """Return cross-entropy and Dice of all heads, weighted among each other as in nnU-Net's own loss, as a scalar.
@@ -207,7 +206,8 @@ class Method:
 
     def masked_losses(self, outputs: Sequence[Tensor], labels: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return `masked_loss` for each of several maps of voxel weights, for little more than one of them costs."""
-        return deep_supervision_loss(self.label_space, outputs, labels, weights, self.head_weights(outputs))
+        heads = outputs if self.enable_deep_supervision else outputs[:1]
+        return deep_supervision_loss(self.label_space, heads, labels, weights, self.head_weights(heads))
 
     def head_weights(self, outputs: Sequence[Tensor]) -> Sequence[float]:
         """Return what nnU-Net's loss gives to the heads of a pass; a single one counts whole."""
@@ -257,10 +257,7 @@ class Method:
         return self.stages.progress_of_main(self.progress)
 
     def ramp(self, name: str) -> float:
-        """Return and record the weight of an unsupervised loss as a fraction of its maximum, in [0, 1].
-
-        It grows over the first `rampup_duration` of the main stage.
-        """
+        """Return and record a weight's share of its maximum, which grows over `rampup_duration` of the main stage."""
         ramp = gaussian_rampup(self.progress_of_main, self.rampup_duration)
         self.record({f"ramp/{name}": ramp})
         return ramp
@@ -297,11 +294,6 @@ class Method:
         return distributed.sum_tensor(tensor)
 
     def gather_over_processes(self, tensor: Tensor, of_batch: bool = False) -> Tensor:
-        """Return the tensors (N, ...) of all processes as one, without gradient; each process has to call it.
-
-        Args:
-            tensor: has the same shape in all processes.
-            of_batch: N is the size of a process's batch, which may be larger by one in some of them.
-        """
+        """Return equal tensors (N, ...) of all processes as one, without gradient; `of_batch`: N may differ by one."""
         sizes = distributed.batch_sizes(self.configuration_manager.batch_size) if of_batch else None
         return distributed.gather_tensor(tensor, sizes)

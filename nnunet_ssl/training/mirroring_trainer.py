@@ -1,11 +1,15 @@
 """nnU-Net's trainer, which need not mirror along axes along which all scans lie the same way."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.data.orientation import turned_over
+from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from nnunet_ssl.training import distributed
 
 ALL, AUTO, NONE = "all", "auto", "none"
@@ -23,6 +27,7 @@ class MirroringTrainer(nnUNetTrainer):
 
     mirroring = ALL  # along all of nnU-Net's axes; auto: those along which the images lie both ways; none
     was_resumed: bool
+    _preprocessing: UnlabeledPreprocessing
 
     def initialize(self) -> None:
         """Initialise as nnU-Net does, unless `mirroring` is another word."""
@@ -30,12 +35,13 @@ class MirroringTrainer(nnUNetTrainer):
             raise ValueError(f"mirroring is {ALL}, {AUTO} or {NONE}, got {self.mirroring!r}")
         super().initialize()
 
-    def cases_to_compare(self) -> list[str]:
-        """Return all preprocessed cases, labeled or not: the same ones in each fold, whose axes are then the same."""
-        raise NotImplementedError
+    def images_of_all_cases(self) -> UnlabeledDataset:
+        """Return the preprocessed images of all cases, labeled or not: the same in each fold, and so are the axes."""
+        both = Path(self.preprocessed_dataset_folder), self._preprocessing.preprocessed
+        cases_in = infer_dataset_class(self.preprocessed_dataset_folder).get_identifiers
+        return self._images_in({case: one for one in both if one.is_dir() for case in cases_in(str(one))})
 
-    def image_of(self, case: str) -> np.ndarray:
-        """Return the first channel of a preprocessed image, of three axes."""
+    def _images_in(self, folders: dict[str, Path]) -> UnlabeledDataset:
         raise NotImplementedError
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:  # noqa: N802 - nnU-Net's name
@@ -61,7 +67,8 @@ class MirroringTrainer(nnUNetTrainer):
 
     def _open_axes(self, axes: Sequence[int]) -> tuple[int, ...]:
         """Return those of the patch's axes along which the images lie both ways, or may; and say it in the log."""
-        cases = _spread(self.cases_to_compare())
+        images = self.images_of_all_cases()
+        cases = _spread(images.identifiers)
         if len(cases) < LEAST_IMAGES:
             self.print_to_log_file(f"Mirroring along all axes: {len(cases)} scans say too little")
             return tuple(axes)
@@ -69,7 +76,8 @@ class MirroringTrainer(nnUNetTrainer):
         first = 3 - len(self.configuration_manager.patch_size)  # the axis of the image that is the patch's first
         turned = None
         if self.local_rank == 0:
-            turned = turned_over(map(self.image_of, cases), [first + axis for axis in axes])
+            first_channels = (images.load_case(case)[0][0] for case in cases)
+            turned = turned_over(first_channels, [first + axis for axis in axes])
         turned = distributed.of_first_process(turned)
         kept = tuple(axis for axis in axes if turned[first + axis] > LARGEST_ODD_SHARE * len(cases))
         along = f"axes {', '.join(map(str, kept))}" if kept else "no axis"

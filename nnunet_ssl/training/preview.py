@@ -1,6 +1,6 @@
 """Pictures of the pseudo-labels of unlabeled patches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.style
@@ -27,7 +27,7 @@ def draw_pseudo_labels(
     threshold: float | None,
     file: Path,
     title: str,
-    class_names: Sequence[str],
+    class_names: Mapping[int, str],
 ) -> None:
     """Draw a row for each of some patches: its views, the pseudo-label, and the pseudo-label where it is accepted.
 
@@ -42,7 +42,7 @@ def draw_pseudo_labels(
         threshold: of the method's confidence, see `LabelSpace.is_accepted`; None if it has none.
         file: the PNG to write.
         title: above the picture.
-        class_names: of the foreground channels, in their order.
+        class_names: of the foreground channels, by number.
     """
     views = {name: view for name in ("weak", "strong") if (view := getattr(unlabeled, name)) is not None}
     labels = label_map(space, probs)
@@ -59,7 +59,8 @@ def draw_pseudo_labels(
             kept = accepted[row].all(0)
             _draw_patch(axes, names, [view[row, 0] for view in views.values()], labels[row], kept, len(class_names))
             axes[0].set_ylabel(unlabeled.keys[row])
-        legend = legend_entries(dict(enumerate(class_names, start=1)))
+        names = [name for _, name in sorted(class_names.items())]
+        legend = legend_entries(dict(enumerate(names, start=1)))
         figure.legend(handles=legend, loc="outside lower center", ncols=len(legend))
         with replacing(file) as unfinished:
             figure.savefig(unfinished, dpi=90)

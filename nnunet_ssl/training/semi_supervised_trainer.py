@@ -79,8 +79,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
                 self.grad_scaler = None
         super().initialize()
         self.is_ddp = is_ddp
-        plans = self.configuration_manager
-        self.supervised_losses = distributed.SupervisedLosses(is_ddp and plans.batch_dice, plans.batch_size)
+        self.supervised_losses = distributed.SupervisedLosses(is_ddp, self.configuration_manager)
         if is_ddp:
             self._set_batch_size_and_oversample()
             loss_of_one_process, self.loss = self.loss, self._build_loss()
@@ -275,8 +274,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
             probs = self.preview_probabilities(self.probabilities(self.network(image)))
         threshold = getattr(self, "confidence_threshold", None)
         title = f"{type(self).__name__}, fold {self.fold}, epoch {self.current_epoch}"
-        names = [name for _, name in sorted(self.observer.channel_names.items())]
-        draw_pseudo_labels(self.label_space, unlabeled, probs, threshold, file, title, names)
+        draw_pseudo_labels(self.label_space, unlabeled, probs, threshold, file, title, self.observer.channel_names)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict and score the validation cases with the inference network, if asked for with the others too.

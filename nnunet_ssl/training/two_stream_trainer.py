@@ -11,7 +11,6 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ssl.data.checksums import CheckedDataset, PreprocessedFiles
@@ -27,13 +26,13 @@ from nnunet_ssl.data.loaders import (
 )
 from nnunet_ssl.data.older_conversions import older_conversion
 from nnunet_ssl.data.plans_file import refuse_bad_plans
-from nnunet_ssl.data.preprocessed_images import UnlabeledDataset, open_image, write_json_atomically
+from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
 from nnunet_ssl.data.raw_files import RawDataset, refuse_bad_dataset_json
 from nnunet_ssl.data.split_file import (
     NO_ESTIMATE,
     read_splits,
     unlabeled_cases_of_fold,
-    write_small_split,
+    write_first_split,
 )
 from nnunet_ssl.data.stamps import folder_of
 from nnunet_ssl.data.trained_cases import (
@@ -119,10 +118,8 @@ class TwoStreamTrainer(MirroringTrainer):
         if self.fold == "all":
             return super().do_split()
         cases = infer_dataset_class(self.preprocessed_dataset_folder).get_identifiers(self.preprocessed_dataset_folder)
-        if written := write_small_split(file, cases, self.dataset_json.get("patient_pattern")):
+        if written := write_first_split(file, cases, self.dataset_json.get("patient_pattern")):
             self.print_to_log_file(written)
-        if not file.exists():  # nnU-Net writes its own in place, and other folds may be reading
-            write_json_atomically(generate_crossval_split(sorted(cases)), file)
         folds = len(read_splits(file))
         if not 0 <= self.fold < folds:
             there_are = f"the folds 0 to {folds - 1}" if folds > 1 else "fold 0 only"
@@ -148,7 +145,6 @@ class TwoStreamTrainer(MirroringTrainer):
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
         dataset = self._unlabeled_images(self._collect_pool())
         labeled, validation = self._loaders_of_nnunet()
-        labeled = LabeledLoader(labeled)
         bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches
         foreground = self.pseudo_foreground_probability
         unlabeled = UnlabeledLoader(dataset, labeled, self.label_manager, self.VIEWS, bins, foreground)
@@ -159,29 +155,13 @@ class TwoStreamTrainer(MirroringTrainer):
         num_validation = max(1, num_workers // 2) if num_workers else 0  # as nnU-Net
         return self._start_streams(), self._start_loader(validation, "validation", num_validation)
 
-    def cases_to_compare(self) -> list[str]:
-        """Return all preprocessed cases, labeled or not: the same ones in each fold, whose axes are then the same."""
-        return [*self._all_images.folders]
-
-    def image_of(self, case: str) -> np.ndarray:
-        """Return the first channel of a preprocessed image that is not damaged, of three axes."""
-        self._all_images.check(case)
-        return open_image(self._all_images.folders[case], case)[0]
-
-    @cached_property
-    def _all_images(self) -> UnlabeledDataset:
-        """Return the preprocessed images of all cases that are there."""
-        folders = [Path(self.preprocessed_dataset_folder), self._preprocessing.preprocessed]
-        names = infer_dataset_class(self.preprocessed_dataset_folder).get_identifiers
-        return self._unlabeled_images(
-            UnlabeledPool({case: folder for folder in folders if folder.is_dir() for case in names(str(folder))}, {})
-        )
-
     def _unlabeled_images(self, pool: UnlabeledPool) -> UnlabeledDataset:
-        """Return the images of a pool, which reads none that is damaged."""
-        preprocessing = self._preprocessing
-        files = {one.folder: one for one in (preprocessing.files, self._labeled_files)}
-        return UnlabeledDataset(pool.folders, preprocessing.preprocessed, files)
+        return self._images_in(pool.folders)
+
+    def _images_in(self, folders: dict[str, Path]) -> UnlabeledDataset:
+        """Return the images of cases, by the folder of each; one that is damaged is not read."""
+        files = {one.folder: one for one in (self._preprocessing.files, self._labeled_files)}
+        return UnlabeledDataset(folders, self._preprocessing.preprocessed, files)
 
     def _start_streams(self) -> TwoStreamLoader:
         """Start both training streams; in a labeled-only epoch the labeled one alone, with all of nnU-Net's workers."""
@@ -215,7 +195,7 @@ class TwoStreamTrainer(MirroringTrainer):
             self.dataloader_train = self._start_streams()
 
     def _loaders_of_nnunet(self) -> tuple[Any, Any]:
-        """Return nnU-Net's bare loaders: with 0 workers it starts no process, so that ours can be seeded."""
+        """Return nnU-Net's loaders, bare: with 0 workers it starts no process, so that ours can be seeded."""
         workers = os.environ.get("nnUNet_n_proc_DA")
         os.environ["nnUNet_n_proc_DA"] = "0"
         try:
@@ -225,7 +205,7 @@ class TwoStreamTrainer(MirroringTrainer):
                 del os.environ["nnUNet_n_proc_DA"]
             else:
                 os.environ["nnUNet_n_proc_DA"] = workers
-        return labeled.data_loader, validation.data_loader
+        return LabeledLoader(labeled.data_loader), validation.data_loader
 
     def _start_loader(self, loader: Any, stream: str, num_workers: int) -> Any:  # noqa: ANN401 - nnU-Net's loaders
         seed = np.random.SeedSequence().entropy if self.seed is None else self.seed

@@ -376,7 +376,7 @@ def test_a_data_set_that_is_not_planned_yet(dataset, capsys):
     assert adopt_cases("scan0") == 0
     said = capsys.readouterr().out
     assert "next: nnUNetv2_plan_and_preprocess -d 999 --verify_dataset_integrity" in said
-    assert f"then train: nnUNetv2_train {DATASET} 3d_fullres 0 -tr nnUNetTrainerBCP" in said
+    assert f"then train: nnUNetv2_train {DATASET} 3d_fullres 0 -tr nnUNetTrainerSSL" in said
 
 
 def test_older_format_is_left_to_nnunet(dataset, capsys):
@@ -450,4 +450,4 @@ def test_values_with_spaces_are_quoted(dataset, tmp_path, monkeypatch):
 def test_damaged_models_are_passed_over(dataset):
     model = finished_run(dataset, nnUNetTrainerMeanTeacher)
     (model / "fold_0" / "checkpoint_final.pth").write_bytes(b"hello")
-    assert lines(dataset) == [f"then train: nnUNetv2_train {DATASET} 3d_fullres 0 -tr nnUNetTrainerBCP"]
+    assert lines(dataset) == [f"then train: nnUNetv2_train {DATASET} 3d_fullres 0 -tr nnUNetTrainerSSL"]

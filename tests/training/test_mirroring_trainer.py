@@ -1,6 +1,7 @@
 """Whether patches are mirrored, labeled and unlabeled alike, and predictions: always, never, or as the scans lie."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,8 +52,8 @@ def test_a_model_is_not_mirrored_when_it_predicts(tiny_dataset):
 def lie_as(monkeypatch, images: list[np.ndarray]) -> None:
     """Let the scans of a data set be these; `scans` are symmetric along axis 1 alone."""
     named = {f"scan{i:02d}": np.ascontiguousarray(image) for i, image in enumerate(images)}
-    monkeypatch.setattr(MEAN_TEACHER, "cases_to_compare", lambda self: [*named])
-    monkeypatch.setattr(MEAN_TEACHER, "image_of", lambda self, case: named[case])
+    dataset = SimpleNamespace(identifiers=[*named], load_case=lambda case: (named[case][None],))
+    monkeypatch.setattr(MEAN_TEACHER, "images_of_all_cases", lambda self: dataset)
 
 
 @pytest.mark.parametrize(("dim", "axes"), [(2, (0,)), (3, (1,))])
@@ -89,7 +90,7 @@ def test_a_run_that_goes_on_mirrors_as_it_began(tiny_dataset, monkeypatch):
     dataset = tiny_dataset()
     lie_as(monkeypatch, scans(22))
     make_trainer(dataset, MEAN_TEACHER, seed=1, mirroring="auto", num_epochs=1).run_training()
-    monkeypatch.setattr(MEAN_TEACHER, "image_of", lambda self, case: pytest.fail("images are compared again"))
+    monkeypatch.setattr(MEAN_TEACHER, "images_of_all_cases", lambda self: pytest.fail("they are compared again"))
     resumed = make_trainer(dataset, MEAN_TEACHER, resume=True)
     resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_final.pth")
     resumed.on_train_start()
@@ -98,12 +99,11 @@ def test_a_run_that_goes_on_mirrors_as_it_began(tiny_dataset, monkeypatch):
 
 def test_compared_are_all_cases_in_each_fold(tiny_dataset):
     dataset = tiny_dataset()
-    trainers = [started(dataset, MEAN_TEACHER, fold=fold) for fold in (0, 1)]
-    cases = trainers[0].cases_to_compare()
-    assert cases == trainers[1].cases_to_compare()
-    assert sorted(cases) == [f"labeled{i}" for i in range(4)] + [f"unlabeled{i}" for i in range(3)]
-    for case in cases:
-        assert trainers[0].image_of(case).shape == (20, 20, 20)
+    images, others = (started(dataset, MEAN_TEACHER, fold=fold).images_of_all_cases() for fold in (0, 1))
+    assert images.identifiers == others.identifiers
+    assert images.identifiers == [f"labeled{i}" for i in range(4)] + [f"unlabeled{i}" for i in range(3)]
+    for case in images.identifiers:
+        assert images.load_case(case)[0][0].shape == (20, 20, 20)
 
 
 @pytest.mark.parametrize(("number", "compared"), [(10, 10), (50, 50), (51, 50), (10_000, 50)])

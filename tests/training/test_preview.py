@@ -70,10 +70,10 @@ def test_the_legend_has_the_names_in_the_order_of_the_labels(tiny_dataset, tmp_p
     """dataset.json may list them in another one."""
     trainer = started(tiny_dataset(num_classes=3), nnUNetTrainerMeanTeacher)
     trainer.observer.channel_names = {2: "second", 1: "first"}
-    names = []
-    monkeypatch.setitem(type(trainer).draw_preview.__globals__, "draw_pseudo_labels", lambda *_: names.append(_[-1]))
+    found = []
+    monkeypatch.setattr("nnunet_ssl.training.preview.legend_entries", lambda names: found.append(names) or [])
     trainer.draw_preview(batches_on_device(next(trainer.dataloader_train), trainer.device)[1], tmp_path / "p.png")
-    assert names == [["first", "second"]]
+    assert found == [{1: "first", 2: "second"}]
 
 
 def test_preview_leaves_the_runs_folder_as_it_is(tiny_dataset, tmp_path, monkeypatch):

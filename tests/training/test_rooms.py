@@ -20,6 +20,7 @@ KNOW_TRAINERS = {
     "pool_trainer",
     "cascade_trainer",
     "two_stream_trainer",
+    "mirroring_trainer",
     "teacher_student_trainer",
     "dual_network_trainer",
     "catalog",
