@@ -80,8 +80,8 @@ class SupervisedLosses:
         if have_common_dice and len({*batch_sizes(configuration.batch_size)}) > 1:
             raise ValueError(
                 f"the plans' batches of {configuration.batch_size} cannot be divided evenly over "
-                f"{dist.get_world_size()} processes, and nnU-Net's Dice is over the batches of all of them: take another "
-                "number of GPUs (-num_gpus), or plans with another batch_size"
+                f"{dist.get_world_size()} processes, and nnU-Net's Dice is over the batches of all of them: take "
+                "another number of GPUs (-num_gpus), or plans with another batch_size"
             )
         is_gloo = have_common_dice and dist.get_backend() == "gloo"
         self.group = dist.new_group(backend="gloo") if have_common_dice and not is_gloo else None
