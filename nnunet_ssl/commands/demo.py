@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nnunet_ssl.commands.trained_models import add_device_argument, device_of
 
-BASELINE, OURS = "nnUNetTrainer", "nnUNetTrainerSSL"  # what README recommends
+BASELINE, OURS = "nnUNetTrainer", "nnUNetTrainerBCP"
 DATASET_ID, DATASET = "900", "Dataset900_SyntheticOrgan"
 RAW = Path("nnUNet_raw", DATASET)  # by which an earlier demo's folder is known
 LOGS, PICTURE = "logs", "demo.png"

@@ -14,7 +14,6 @@ from nnunet_ssl.data.whole_files import replacing
 SHAPE = (16, 40, 40)
 SPACING_MM = (3.0, 1.5, 1.5)
 LABELS = {"background": 0, "organ": 1, "second": 2}
-SHADE = 1.0  # by which the middle of the body is brighter than its left end, and its right end than the middle
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,7 @@ def synthetic_scan(rng: np.random.Generator, shape: tuple[int, int, int] = SHAPE
     """Return an image, float32 `(Z, Y, X)` in arbitrary units, and its labels, uint8: 0 background, 1 organ, 2 second.
 
     The organ is an ellipsoid of random place, size and turn, warped smoothly; the second structure is a smaller one at
-    its right end, about twice as bright. The body around is brighter to the right, as all scans lie the same way.
-    Contrasts differ from scan to scan.
+    its end, about twice as bright. Contrasts differ from scan to scan.
     """
     along = (np.linspace(-1, 1, n) for n in shape)
     z, y, x = (axis + 0.1 * smooth_noise(rng, shape, 6) for axis in np.meshgrid(*along, indexing="ij"))
@@ -47,7 +45,6 @@ def synthetic_scan(rng: np.random.Generator, shape: tuple[int, int, int] = SHAPE
     contrast = rng.uniform(0.8, 1.4)
     brightness = np.array([0, contrast, contrast * rng.uniform(1.8, 2.2)])[labels]
     image = gaussian_filter(brightness, 0.8) + 0.4 * smooth_noise(rng, shape, 3) + 0.4 * smooth_noise(rng, shape, 12)
-    image += SHADE * np.linspace(-1, 1, shape[2])
     return (image + rng.uniform(0.4, 0.6) * rng.standard_normal(shape)).astype(np.float32), labels
 
 
