@@ -32,7 +32,8 @@ def channel_of(labels: Mapping[str, int | Sequence[int]], has_regions: bool, wan
     Raises:
         ValueError: there is no such label; there are several, and none is named.
     """
-    foreground = {name: value for name, value in labels.items() if name not in ("background", "ignore")}
+    values = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in labels.items()}
+    foreground = {name: value for name, value in values.items() if name not in ("background", "ignore")}
     found = [name for name, value in foreground.items() if wanted is None or str(wanted) in (name, str(value))]
     if len(found) != 1:
         raise ValueError(

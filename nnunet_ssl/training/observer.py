@@ -190,7 +190,9 @@ def is_preview_due(epoch: int, num_epochs: int) -> bool:
 def channel_names(dataset_json: Mapping[str, Any], has_regions: bool) -> dict[int, str]:
     """Return the names of the foreground channels of a network: its labels, or its regions."""
     labels = {name: label for name, label in dataset_json["labels"].items() if name not in ("background", "ignore")}
-    return dict(enumerate(labels)) if has_regions else {label: name for name, label in labels.items()}
+    if has_regions:
+        return dict(enumerate(labels))
+    return {label[0] if isinstance(label, list) else label: name for name, label in labels.items()}
 
 
 def _for_network(name: str, network: str) -> str:

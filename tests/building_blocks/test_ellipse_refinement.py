@@ -56,8 +56,9 @@ def test_the_only_label_is_the_elliptic_one(wanted):
 
 
 @pytest.mark.parametrize("wanted", ["head", "2", 2])
-def test_one_of_several_labels_by_name_or_number(wanted):
-    assert channel_of({"background": 0, "symphysis": 1, "head": 2}, False, wanted) == slice(2, 3)
+@pytest.mark.parametrize("head", [2, [2]])
+def test_one_of_several_labels_by_name_or_number(wanted, head):
+    assert channel_of({"background": 0, "symphysis": 1, "head": head}, False, wanted) == slice(2, 3)
 
 
 def test_region_by_name_or_by_the_number_of_its_one_label():
