@@ -27,12 +27,11 @@ class nnUNetTrainerERSR(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     of images whose ½ ⟨|∇p|⟩ + ½ ⟨|Δ distance to the head|⟩ is among the best K(t) of all. The student predicts s of
     u_strong and s_i of u_i, where half i of the head and its mirror image stand, each perturbed; d is 1 on the ellipse
     fitted to [p > τ], M reflects at its long axis, sym_i keeps half i. The gradient flows through s and s_i; the signal
-    is the shape's: what the ellipse changes, and mirrored content.
+    is the shape's: what the ellipse changes, and mirrored content. The teacher labels what is not head, and predicts.
 
-    Differences from the paper, of which abstract and code were at hand: a warm-up, no supervised checkpoint; scores are
-    kept by case, and see no zeros beyond the border; no masks under 1 % (empty ones scored best); ellipses are of all
-    border points; one that leaves the patch or fits badly is rejected: ⟨(s - ŷ)²⟩ remains; the head alone is perturbed,
-    not stretched to 0..1; targets are constant; strong views; the teacher predicts; it labels what is not head.
+    Differences from the paper (abstract and code were at hand): a warm-up, no supervised checkpoint; scores by case, of
+    a lattice in large patches, no zeros beyond the border, no masks under 1 % (empty ones scored best); ellipses are of
+    all border points, none that leaves the patch or fits badly; the head alone is perturbed, not stretched to 0..1.
 
     Cost: 3 B labeled, 9 B unlabeled, 1 B teacher passes to nnU-Net's 3 B, a ratio of 4.33; 1 in the warm-up.
     """
@@ -74,9 +73,9 @@ class nnUNetTrainerERSR(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         kept = self.state["scores"].is_kept(scores, *everywhere, between(self.kept_fraction, 1.0, ramp))
         is_elliptic = kept & ellipse.is_fitted(ellipses)
         self.record({"kept": kept.float().mean(), "elliptic": is_elliptic.float().mean()})
-        probs, labels = ellipse.pseudo_labels(space, probs, head, ellipses, self.head_threshold, self.refines)
+        labels = ellipse.pseudo_labels(space, probs, head, ellipses, self.head_threshold, self.refines)
         found = self.probabilities(self.forward_pass(image).logits)
-        self.observe_pseudo_labels(probs, found.detach())
+        self.observe_pseudo_labels(labels, found.detach())
         yield {"segmentation": self.segmentation_weight * ramp * masked_mean_squared_error(found, labels, kept)}
 
         whole, mirror = found[:, head].detach(), symmetry.mirror_at_long_axis(ellipses, image.shape[2:])
@@ -92,8 +91,9 @@ class nnUNetTrainerERSR(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
         """Store the scores of the step."""
         self.state["scores"].store()
 
-    def preview_probabilities(self, probs: Tensor) -> Tensor:
-        """Return them as drawn to the ellipse."""
+    def preview_contents(self, probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pseudo-labels, drawn to the ellipses, and these."""
         fit = partial(ellipse.fit_ellipses, self.overlap_fraction)
         ellipses = self.on_host(fit, probs[:, self.head] > self.head_threshold).result()
-        return ellipse.pseudo_labels(self.label_space, probs, self.head, ellipses, self.head_threshold, self.refines)[0]
+        labels = ellipse.pseudo_labels(self.label_space, probs, self.head, ellipses, self.head_threshold, self.refines)
+        return labels, ellipse.inside_of(ellipses, probs.shape[2:])

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from nnunet_ssl.building_blocks.dual_score import case_numbers, contour_regularity
 from nnunet_ssl.building_blocks.ellipses import ellipse_within
-from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions
+from nnunet_ssl.building_blocks.label_space import LabelSpace
 
-SMALLEST_REST = 1e-6  # of all other classes, that is still shared as before; float32 has no more digits below 1
 OUTSIDE_DECAY = 0.5  # of the logarithm of a probability, per unit of d; authors' code
 
 
@@ -32,8 +31,10 @@ def channel_of(labels: Mapping[str, int | Sequence[int]], has_regions: bool, wan
     Raises:
         ValueError: there is no such label; there are several, and none is named.
     """
-    values = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in labels.items()}
-    foreground = {name: value for name, value in values.items() if name not in ("background", "ignore")}
+    foreground = {name: value for name, value in labels.items() if name not in ("background", "ignore")}
+    for name, value in foreground.items():
+        if isinstance(value, list) and len(value) == 1:
+            foreground[name] = value[0]
     found = [name for name, value in foreground.items() if wanted is None or str(wanted) in (name, str(value))]
     if len(found) != 1:
         raise ValueError(
@@ -99,6 +100,11 @@ def elliptic_distance(ellipses: Tensor, shape: Sequence[int]) -> Tensor:
     return (along / a).square() + (across / b).square()
 
 
+def inside_of(ellipses: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the pixels in each ellipse, bool (B, 1, Y, X): none without one."""
+    return is_fitted(ellipses) & (elliptic_distance(ellipses, shape) <= 1.0)
+
+
 def refined(probs: Tensor, ellipses: Tensor, threshold: float) -> Tensor:
     """Return probabilities raised towards the ellipse's center and damped outside of it; those without one as they are.
 
@@ -118,8 +124,8 @@ def refined(probs: Tensor, ellipses: Tensor, threshold: float) -> Tensor:
 
 def pseudo_labels(
     space: LabelSpace, probs: Tensor, structure: slice, ellipses: Tensor, threshold: float, refines: bool
-) -> tuple[Tensor, Tensor]:
-    """Return refined probabilities and the labels made of them, as 0/1 maps, (B, C, Y, X) both, without gradient.
+) -> Tensor:
+    """Return the labels that are made of refined probabilities, as 0/1 maps (B, C, Y, X), without gradient.
 
     The structure is where its refined probability exceeds the threshold. Elsewhere stands the most probable of the
     other classes. The other regions, which may overlap it, are what they are without it.
@@ -132,30 +138,7 @@ def pseudo_labels(
         threshold: τ in [0, 1].
         refines: whether the probabilities are drawn to the ellipses at all.
     """
-    probs = probs.detach()
-    new = refined(probs[:, structure], ellipses, threshold) if refines else probs[:, structure]
-    decided = probs.clone()
+    decided = probs.detach().clone()
+    new = refined(decided[:, structure], ellipses, threshold) if refines else decided[:, structure]
     decided[:, structure] = torch.where(new > threshold, 2.0, -1.0)  # more, and less, than any probability
-    return with_new(space, probs, structure, new), space.one_hot(space.pseudo_label(decided))
-
-
-def with_new(space: LabelSpace, probs: Tensor, structure: slice, new: Tensor) -> Tensor:
-    """Return probabilities (B, C, Y, X) in which a structure has new ones.
-
-    The other classes share what it leaves to them as they did before; what none of them had goes to the background. The
-    other regions stay as they are.
-
-    Args:
-        space: what the channels mean.
-        probs: (B, C, Y, X).
-        structure: its channel, which is not the background.
-        new: its probabilities, (B, 1, Y, X) in [0, 1].
-    """
-    others = probs.clone()
-    if not isinstance(space, SigmoidRegions):
-        others[:, structure] = 0.0
-        total = others.sum(1, keepdim=True)
-        others *= (1.0 - new) / total.clamp_min(SMALLEST_REST)
-        others[:, :1] += (1.0 - new) - others.sum(1, keepdim=True)
-    others[:, structure] = new
-    return others
+    return space.one_hot(space.pseudo_label(decided))

@@ -9,6 +9,7 @@ from nnunet_ssl.data.raw_files import some
 from nnunet_ssl.data.split_file import KEY, read_splits, split_digest
 
 CASES = "cases"  # in our part of a checkpoint
+FIRST_WEIGHTS = "init_"  # so begin the names of options that are checkpoints whose weights a run starts from
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class TrainedCases:
         train: with their labels.
         val: that validate it.
         unlabeled: without labels, those that were left out included.
-        before: with whose labels the weights were trained that it started from, see `init_checkpoint`.
+        before: with whose labels the weights were trained that it started from, see `FIRST_WEIGHTS`.
     """
 
     train: list[str]
@@ -108,27 +109,25 @@ def cases_to_validate(
     return cases.train, cases.val, f"splits_final.json {now}: validating with the cases that it began with"
 
 
-def refuse_learned_validation(weights: TrainedCases | None, now: TrainedCases, filename: str | Path) -> str:
+def refuse_learned_validation(weights: TrainedCases | None, now: TrainedCases, source: str) -> str:
     """Refuse weights that were trained with the labels of cases that validate the run; return what else to say.
 
     Args:
-        weights: the cases of `init_checkpoint`; None where they are not known.
+        weights: the cases of a checkpoint that the run starts from; None where they are not known.
         now: those of the run that starts from it.
-        filename: of the checkpoint.
+        source: the option that names the checkpoint, and its file.
 
     Raises:
         ValueError: a case that validates, and is not trained on, was trained on before.
     """
     if weights is None:
-        return (
-            f"init_checkpoint: {filename} does not say on which cases it was trained: see that none validates this run"
-        )
+        return f"{source} does not say on which cases it was trained: see that none validates this run"
     held_out = set(now.val) - set(now.train)
     if learned := sorted(held_out & {*weights.train, *weights.before}):
         raise ValueError(
-            f"init_checkpoint: {filename} was trained with the labels of cases that validate this fold: "
+            f"{source} was trained with the labels of cases that validate this fold: "
             f"{some(learned)}. Take the checkpoint of the same fold, or of a model that has not seen them"
         )
     if seen := sorted(held_out & set(weights.unlabeled)):
-        return f"init_checkpoint: {filename} had validation cases of this fold among its unlabeled ones: {some(seen)}"
+        return f"{source} had validation cases of this fold among its unlabeled ones: {some(seen)}"
     return ""

@@ -6,7 +6,7 @@ from shlex import quote
 
 from nnunet_ssl.data.raw_files import some
 from nnunet_ssl.data.split_file import split_digest
-from nnunet_ssl.data.trained_cases import cases_of, cases_of_weights
+from nnunet_ssl.data.trained_cases import FIRST_WEIGHTS, cases_of, cases_of_weights
 from nnunet_ssl.leaks.leak import Leak
 from nnunet_ssl.leaks.sides import TRAINING, VALIDATION, Fold
 from nnunet_ssl.training.checkpoints import load_facts
@@ -52,19 +52,25 @@ def _changed_split(name: str, checkpoint: dict, fold: Fold, file: Path) -> Itera
 
 
 def _first_weights(name: str, checkpoint: dict, fold: Fold, splits_file: Path) -> Iterator[Leak]:
-    given = checkpoint.get("nnunet_ssl", {}).get("options", {}).get("init_checkpoint")
+    options = checkpoint.get("nnunet_ssl", {}).get("options", {})
+    given = [str(value) for option, value in options.items() if option.startswith(FIRST_WEIGHTS) and value]
     if not given:
         return
     cases, held_out = cases_of(checkpoint), set(fold.sides[VALIDATION]) - set(fold.sides[TRAINING])
     before = set(cases.before) if cases else set()
-    if not before and Path(str(given)).is_file():
-        try:
-            weights = cases_of_weights(load_facts(given), splits_file)
-        except (ValueError, OSError, RuntimeError):
-            weights = None
-        before = {*weights.train, *weights.before} if weights else set()
+    if not before:
+        before = {case for file in given if Path(file).is_file() for case in _labels_seen_by(file, splits_file)}
     if learned := sorted(before & held_out):
-        state = f"{name} began from {given}, which was trained with the labels of validation cases: {some(learned)}"
+        files = " and ".join(given)
+        state = f"{name} began from {files}, trained with the labels of validation cases: {some(learned)}"
         yield Leak(
             "weights that saw the validation", state, "train it again from a checkpoint of the same fold, or none"
         )
+
+
+def _labels_seen_by(file: str, splits_file: Path) -> list[str]:
+    try:
+        weights = cases_of_weights(load_facts(file), splits_file)
+    except (ValueError, OSError, RuntimeError):
+        return []
+    return [*weights.train, *weights.before] if weights else []

@@ -32,6 +32,12 @@ def draw_overlay(
         axis.imshow(shown, cmap=colors, vmin=1, vmax=highest, alpha=0.5, extent=extent, interpolation="nearest")
 
 
+def draw_border(axis: Axes, mask: np.ndarray) -> None:
+    """Draw the border of a mask `(Y, X)` as a line; nothing of one that is empty or fills the slice."""
+    if 0 < mask.sum() < mask.size:
+        axis.contour(mask.astype(float), levels=[0.5], colors="yellow", linewidths=1.2)
+
+
 def color_of(value: int) -> str:
     """Return the color of a label value from 1 on."""
     return f"C{(value - 1) % 10}"

@@ -105,12 +105,15 @@ class Method:
         """Return the name of the network or teacher that validates, predicts and is saved as the model."""
         return self.FIRST_NETWORK
 
-    def preview_probabilities(self, probs: Tensor) -> Tensor:
-        """Return the probabilities (B, C, *spatial) whose pseudo-labels a preview shows: the inference network's own.
+    def preview_contents(self, probs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the probabilities whose pseudo-labels a preview shows, and masks whose borders it draws, or None.
 
-        A method that learns from what it makes of them returns that.
+        A method that learns from what it makes of the probabilities returns that.
+
+        Args:
+            probs: of the inference network, (B, C, *spatial); masks are bool (B, 1, *spatial).
         """
-        return probs
+        return probs, None
 
     # ---- what a method calls: networks ----
 

@@ -14,7 +14,7 @@ from nnunet_ssl.building_blocks.label_space import LabelSpace
 from nnunet_ssl.building_blocks.pseudo_label_statistics import CONFIDENT
 from nnunet_ssl.data.loaders import UnlabeledBatch
 from nnunet_ssl.data.whole_files import replacing
-from nnunet_ssl.pictures.overlay import draw_overlay, fullest_slice, legend_entries
+from nnunet_ssl.pictures.overlay import draw_border, draw_overlay, fullest_slice, legend_entries
 
 MOST_PATCHES = 4
 
@@ -24,6 +24,7 @@ def draw_pseudo_labels(
     space: LabelSpace,
     unlabeled: UnlabeledBatch,
     probs: Tensor,
+    outlined: Tensor | None,
     threshold: float | None,
     file: Path,
     title: str,
@@ -39,6 +40,7 @@ def draw_pseudo_labels(
         space: what the channels mean.
         unlabeled: the patches.
         probs: probabilities (B, C, *spatial) from which pseudo-labels are made.
+        outlined: masks (B, 1, *spatial) whose borders are drawn over the pseudo-labels; None: there are none.
         threshold: of the method's confidence, see `LabelSpace.is_accepted`; None if it has none.
         file: the PNG to write.
         title: above the picture.
@@ -57,7 +59,8 @@ def draw_pseudo_labels(
         figure.suptitle(title)
         for row, axes in zip(rows, figure.subplots(len(rows), len(names), squeeze=False), strict=True):
             kept = accepted[row].all(0)
-            _draw_patch(axes, names, [view[row, 0] for view in views.values()], labels[row], kept, len(class_names))
+            images, border = [view[row, 0] for view in views.values()], None if outlined is None else outlined[row, 0]
+            _draw_patch(axes, names, images, labels[row], kept, border, len(class_names))
             axes[0].set_ylabel(unlabeled.keys[row])
         names = [name for _, name in sorted(class_names.items())]
         legend = legend_entries(dict(enumerate(names, start=1)))
@@ -67,9 +70,15 @@ def draw_pseudo_labels(
 
 
 def _draw_patch(
-    axes: Sequence[Axes], names: list[str], views: list[Tensor], label: Tensor, kept: Tensor, highest: int
+    axes: Sequence[Axes],
+    names: list[str],
+    views: list[Tensor],
+    label: Tensor,
+    kept: Tensor,
+    outlined: Tensor | None,
+    highest: int,
 ) -> None:
-    """Draw one patch: each view, then over the first one its label, and its label where it is kept."""
+    """Draw one patch: each view, then over the first one its label, and its label where it is kept, with a border."""
     shares = float(kept.float().mean()), float(kept[label > 0].float().mean()) if (label > 0).any() else None
     label = label.cpu().numpy()
     where = fullest_slice(label) if label.ndim == 3 else slice(None)
@@ -79,6 +88,8 @@ def _draw_patch(
     for axis, name, image, layer in pictures:
         draw_overlay(axis, image, layer, highest)
         axis.set_title(name, fontsize="medium")
+        if layer is not None and outlined is not None:
+            draw_border(axis, outlined.cpu().numpy()[where])
         axis.set(xticks=[], yticks=[])
     of_foreground = "" if shares[1] is None else f", {shares[1]:.0%} of foreground"
     axes[-1].set_title(f"{names[-1]}:\n{shares[0]:.0%} of voxels{of_foreground}", fontsize="medium")

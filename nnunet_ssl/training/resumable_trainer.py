@@ -13,7 +13,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_ssl.data.checksums import DamagedCaseError
 from nnunet_ssl.data.disk_faults import is_fault_of_disk, words_of
 from nnunet_ssl.data.loader_processes import WorkerFailure
-from nnunet_ssl.data.trained_cases import cases_of_weights
 from nnunet_ssl.training import run_lock, run_state
 from nnunet_ssl.training.checkpoints import (
     checkpoints_of,
@@ -189,8 +188,6 @@ class ResumableTrainer(TwoStreamTrainer):
 
     def _load_initial_weights(self, filename: str) -> None:
         checkpoint = load_checkpoint_file(filename, torch.device("cpu"))
-        splits = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
-        self._first_weights = filename, cases_of_weights(checkpoint, splits)
         try:
             bare(self.network).load_state_dict(checkpoint["network_weights"])
         except RuntimeError as error:

@@ -271,10 +271,10 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
         with torch.no_grad(), self.networks.in_place(self, self.inference_network()), self.step.autocast():
             self.network.eval()
             self.set_deep_supervision_enabled(False)
-            probs = self.preview_probabilities(self.probabilities(self.network(image)))
+            contents = self.preview_contents(self.probabilities(self.network(image)))
         threshold = getattr(self, "confidence_threshold", None)
         title = f"{type(self).__name__}, fold {self.fold}, epoch {self.current_epoch}"
-        draw_pseudo_labels(self.label_space, unlabeled, probs, threshold, file, title, self.observer.channel_names)
+        draw_pseudo_labels(self.label_space, unlabeled, *contents, threshold, file, title, self.observer.channel_names)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict and score the validation cases with the inference network, if asked for with the others too.

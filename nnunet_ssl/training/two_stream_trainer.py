@@ -38,14 +38,13 @@ from nnunet_ssl.data.stamps import folder_of
 from nnunet_ssl.data.trained_cases import (
     CASES,
     TrainedCases,
-    cases_of,
     cases_to_validate,
-    refuse_learned_validation,
 )
 from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, twins_warning
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from nnunet_ssl.leaks.of_training import LookAtTraining
 from nnunet_ssl.training import reproducibility
+from nnunet_ssl.training.first_weights import FirstWeights, cases_before
 from nnunet_ssl.training.mirroring_trainer import MirroringTrainer
 
 STREAMS = {"labeled": 0, "unlabeled": 1, "validation": 2, "step": 3, "network": 4}  # each draws its own random numbers
@@ -59,7 +58,6 @@ class TwoStreamTrainer(MirroringTrainer):
     pseudo_foreground_probability: float  # of an unlabeled patch; see pool_trainer.py
     worker_seconds = WORKER_SECONDS  # in which a process that loads images has to do something; ours
     _split_digests: Mapping[str, Any] = MappingProxyType({})  # of the cases that are trained on, once they are known
-    _first_weights: tuple[str, TrainedCases | None] | None = None  # init_checkpoint, and the cases it was trained on
     _validates, streams = False, ()  # the labeled and the unlabeled loader, once they are made
 
     @property
@@ -232,20 +230,22 @@ class TwoStreamTrainer(MirroringTrainer):
 
     def _collect_pool(self) -> UnlabeledPool:
         (train, validation), preprocessing = self.do_split(), self._preprocessing
-        dataset_folder = Path(self.preprocessed_dataset_folder_base)
+        splits_file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
         pool = collect_pool(
             preprocessing,
             Path(self.preprocessed_dataset_folder),
             list(train),
             list(validation),
-            unlabeled_cases_of_fold(dataset_folder / "splits_final.json", self.fold),
+            unlabeled_cases_of_fold(splits_file, self.fold),
             lambda outdated: self._preprocess(preprocessing, outdated),
         )
-        cases = TrainedCases.of(train, validation, [*pool.folders, *pool.left_out], self._cases_before())
+        first_weights = FirstWeights({}) if self.was_resumed else FirstWeights.of(self, splits_file)
+        before = cases_before(self._split_digests) if self.was_resumed else first_weights.learned
+        cases = TrainedCases.of(train, validation, [*pool.folders, *pool.left_out], before)
         split = cases.digest
         digests = {"split": split, "train_and_val": cases.train_and_val, CASES: cases.as_plain()}
         self._compare_with_split_before(digests)
-        self._say_leaks(cases)
+        self._say_leaks(cases, first_weights)
         self._split_digests = digests
         self.print_to_log_file(f"Unlabeled cases: {len(pool.folders)}; hash of the split: {split}")
         for case, problem in pool.left_out.items():
@@ -259,21 +259,11 @@ class TwoStreamTrainer(MirroringTrainer):
             self.print_to_log_file(f"WARNING: {twins_warning(pool.twins, self.plans_manager.dataset_name)}")
         return pool
 
-    def _cases_before(self) -> list[str]:
-        """Return with whose labels the weights were trained that the run has started from."""
-        if self._first_weights is None:
-            before = cases_of({"nnunet_ssl": self._split_digests})
-            return before.before if before else []
-        _, cases = self._first_weights
-        return [*cases.train, *cases.before] if cases else []
-
-    def _say_leaks(self, cases: TrainedCases) -> None:
+    def _say_leaks(self, cases: TrainedCases, first_weights: FirstWeights) -> None:
         """Warn of what a training sees and should not, refuse what validates or tests it; no voxel is read."""
         name, preprocessed = self.plans_manager.dataset_name, Path(self.preprocessed_dataset_folder_base)
-        if self._first_weights is not None:
-            filename, before = self._first_weights
-            if warning := refuse_learned_validation(before, cases, filename):
-                self.print_to_log_file(f"WARNING: {warning}")
+        for warning in first_weights.warnings(cases):
+            self.print_to_log_file(f"WARNING: {warning}")
         raw = Path(nnUNet_raw.get() or "$nnUNet_raw", name)
         look = LookAtTraining(raw, preprocessed, self.dataset_json, self.plans_manager.plans_name)
         for line in look.at(self.fold, cases, Path(self.preprocessed_dataset_folder)):

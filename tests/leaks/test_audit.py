@@ -425,7 +425,7 @@ def test_first_weights_that_saw_the_validation(dataset, audit, is_kept):
     train(dataset, cases, {"init_checkpoint": first})
     name, state, _ = only(audit())
     assert name == "weights that saw the validation"
-    assert state.endswith("which was trained with the labels of validation cases: p3_a")
+    assert state.endswith("trained with the labels of validation cases: p3_a")
 
 
 def test_a_run_that_cannot_be_read_is_a_note(dataset, audit):

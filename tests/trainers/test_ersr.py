@@ -298,11 +298,33 @@ def test_3d_is_refused_by_name(tiny_dataset):
 
 
 @pytest.mark.parametrize("refines", [True, False])
-def test_preview_shows_the_refined_pseudo_label(begin, refines):
+def test_preview_shows_what_is_learned_and_the_ellipse(begin, refines):
+    """What is more than a half and less than the threshold is no head, in the picture as in the loss."""
     trainer, *_, taught = begin(refines=refines)
-    shown = trainer.preview_probabilities(taught)
+    taught[1, :, 0] = 0.0
+    taught[1, 0, 0], taught[1, trainer.head, 0] = 0.45, 0.55
+    shown, outlined = trainer.preview_contents(taught)
     head = taught[0, trainer.head.start].double().numpy()
-    expected = naive_refined(head, fitted_to(head > 0.6), 0.6) if refines else head
-    np.testing.assert_allclose(shown[0, trainer.head.start], expected, atol=1e-5)
-    torch.testing.assert_close(shown[1:2], taught[1:2])
+    new = naive_refined(head, fitted_to(head > 0.6), 0.6) if refines else head
+    is_clear = np.abs(new - 0.6) > 1e-5
+    np.testing.assert_array_equal((shown[0, trainer.head.start].numpy() > 0.5)[is_clear], (new > 0.6)[is_clear])
+    assert not shown[1, trainer.head.start, 0].any()
+    assert outlined[0].any()
+    assert not outlined[0].all()
+    assert not outlined[1].any(), "no ellipse"
+    trainer.host_work.close()
+
+
+def test_the_ellipse_is_drawn(begin, tmp_path, monkeypatch):
+    trainer, _, unlabeled, _ = begin()
+    drawn = []
+    monkeypatch.setattr("nnunet_ssl.training.preview.draw_border", lambda _, mask: drawn.append(mask.shape))
+    contents = trainer.preview_contents
+
+    def with_a_border(probs):
+        return contents(probs)[0], torch.ones_like(probs[:, :1], dtype=torch.bool)
+
+    monkeypatch.setattr(trainer, "preview_contents", with_a_border)
+    trainer.draw_preview(unlabeled, tmp_path / "p.png")
+    assert drawn == [unlabeled.strong.shape[2:]] * 2 * len(unlabeled.keys)
     trainer.host_work.close()

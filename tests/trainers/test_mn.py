@@ -1,6 +1,7 @@
 """M&N: whose turn it is, what is learned from whom, and how many samples are unlabeled."""
 
 import importlib.util
+import json
 import sys
 
 import numpy as np
@@ -299,6 +300,16 @@ def test_run_with_nnunets_2d_network(tiny_dataset, trained_2d, tmp_path, capsys)
     out = str(tmp_path / "model.zip")
     assert main(["export", "-d", "999", "-c", "3d_fullres", "-tr", "nnUNetTrainerMN", "-o", out, "--ensemble"]) == 2
     assert "network network_2d of" in capsys.readouterr().err, "the 2-D network predicts nothing in nnU-Net"
+
+
+def test_a_2d_network_that_learned_validation_cases_is_refused(tiny_dataset, trained_2d, tmp_path):
+    file, _ = trained_2d()  # of fold 0
+    dataset = tiny_dataset()
+    split = json.loads((dataset.folder / "splits_final.json").read_text())[0]
+    dataset.write_splits([split, split | {"train": split["val"], "val": split["train"]}])
+    started(dataset, MN, init_2d=file)
+    with pytest.raises(ValueError, match=r"init_2d: .*pth was trained with the labels of cases that validate"):
+        make_trainer(dataset, MN, fold=1, seed=1, init_2d=file).on_train_start()
 
 
 def test_without_the_library_nnunets_2d_network_is_what_remains(tiny_dataset, trained_2d, monkeypatch):

@@ -8,7 +8,9 @@ from nnunet_ssl.training.observer import channel_names
 REGIONS = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
 
 
-@pytest.mark.parametrize("labels", [{"first": 1, "second": 2}, {"first": [1], "second": [2]}, {"second": 2, "first": 1}])
+@pytest.mark.parametrize(
+    "labels", [{"first": 1, "second": 2}, {"first": [1], "second": [2]}, {"second": 2, "first": 1}]
+)
 def test_a_label_names_the_channel_of_its_value(labels):
     content = {"background": 0} | labels | {"ignore": 3}
     manager = LabelManager(content, None)
