@@ -55,22 +55,31 @@ class LowRankAdapter(nn.Module):
         return self.layer.bias
 
 
-def add_adapters(module: nn.Module, rank: int, dropout: float) -> None:
+def add_adapters(module: nn.Module, rank: int, dropout: float) -> int:
     """Give each linear layer and 1 x 1 convolution inside of a module an adapter, and let nothing else large learn.
 
-    Weights of other layers stay as they are; biases, and scale and shift of normalisation, learn.
+    Weights of other layers stay as they are, those of larger convolutions too; biases, and scale and shift of
+    normalisation, learn.
 
     Args:
         module: pretrained; changed in place.
         rank: see `LowRankAdapter`.
         dropout: see there.
+
+    Returns:
+        The number of adapters.
     """
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.ndim <= 1)
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if _is_adaptable(child):
-                setattr(parent, name, LowRankAdapter(child, rank, dropout))
+    adaptable = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if _is_adaptable(child)
+    ]
+    for parent, name, child in adaptable:
+        setattr(parent, name, LowRankAdapter(child, rank, dropout))
+    return len(adaptable)
 
 
 def _is_adaptable(layer: Any) -> bool:  # noqa: ANN401 - any module

@@ -41,6 +41,7 @@ def average_gradients(parameters: Sequence[nn.Parameter], flag: Tensor) -> tuple
 
     A gradient that is missing in some processes counts as zero there. One that is missing in all is zero after this,
     and has to be taken away again before an optimiser sees it: momentum and weight decay would move its parameter.
+    Parameters that do not learn are not sent.
 
     Args:
         parameters: the same ones in the same order in all processes.
@@ -50,13 +51,14 @@ def average_gradients(parameters: Sequence[nn.Parameter], flag: Tensor) -> tuple
         The sum of the flag over all processes, and in how many processes each parameter has a gradient, (P,).
     """
     has_gradient = _on_device(tuple(p.grad is not None for p in parameters), flag.device)
-    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    learning = [p for p in parameters if p.requires_grad]
+    gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in learning]
     everything = torch.cat([flag.reshape(1), has_gradient, *gradients])
     del gradients
     dist.all_reduce(everything)
     flags, present, summed = everything.split([1, len(parameters), len(everything) - 1 - len(parameters)])
     mean = summed.div_(dist.get_world_size())
-    for parameter, gradient in zip(parameters, mean.split([p.numel() for p in parameters]), strict=True):
+    for parameter, gradient in zip(learning, mean.split([p.numel() for p in learning]), strict=True):
         parameter.grad = gradient.view_as(parameter)
     return flags[0], present
 

@@ -67,8 +67,11 @@ class LibraryNetwork:
         without_batch_norm(network.decoder)
         if self.file is not None and not self.is_filled_later:
             load_pretrained(network, read_weights(self.file), f"{self.file} (weights_2d)")
-        if self.adapters is not None:
-            add_adapters(network.encoder, *self.adapters)
+        if self.adapters is not None and not add_adapters(network.encoder, *self.adapters):
+            raise ValueError(
+                f"the encoder {self.encoder} has no linear layers or 1 x 1 convolutions, which alone get adapters, and "
+                "would learn nothing: give low_rank_adapters=false"
+            )
         sides = (max(32, network.encoder.output_stride),) * 2  # coarser features of some encoders come in halves again
         return SlicewiseNetwork(ColorsFirst(network, channels), axis, slices_per_pass, sides)
 

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from nnunet_ssl.training.distributed import (
+    average_gradients,
     device_of_this_process,
     gather_tensor,
     sum_tensor,
@@ -55,6 +56,27 @@ def test_one_process_gathers_and_sums_what_it_has_without_gradient():
         assert not found.requires_grad
     sum_tensor(tensor).add_(1.0)
     assert tensor.tolist() == [1.0, 2.0], "the method's own tensor stays as it is"
+
+
+def test_gradients_are_averaged_and_what_does_not_learn_is_not_sent(monkeypatch):
+    """As of two processes: the other has gradients of 3, also of the parameter that has none here."""
+    here, missing, frozen = (nn.Parameter(torch.zeros(n)) for n in (2, 3, 100))
+    frozen.requires_grad_(False)
+    here.grad = torch.ones(2)
+    sent = []
+
+    def add_the_others(tensor):
+        sent.append(len(tensor))
+        tensor += torch.tensor([0.0, 1.0, 1.0, 0.0, *[3.0] * 5])
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", add_the_others)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    flag, present = average_gradients([here, missing, frozen], torch.tensor(1.0))
+    assert (float(flag), present.tolist()) == (1.0, [2.0, 1.0, 0.0])
+    assert here.grad.tolist() == [2.0, 2.0]
+    assert missing.grad.tolist() == [1.5, 1.5, 1.5]
+    assert frozen.grad is None
+    assert sent == [1 + 3 + 5]
 
 
 def test_seeds_differ_in_every_part():

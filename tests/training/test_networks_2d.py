@@ -47,6 +47,12 @@ def test_weights_of_a_file_are_the_encoders(segformer, tmp_path, kind):
     assert network.segmentation_head[0].out_channels == 2, "the head is of the data set's classes"
 
 
+def test_an_encoder_without_a_place_for_adapters_is_refused():
+    vgg = LibraryNetwork("unet", "vgg11_bn", "none", adapters=(4, 0.1))
+    with pytest.raises(ValueError, match="encoder vgg11_bn has no linear layers .* low_rank_adapters=false"):
+        vgg.build(*SIZES)
+
+
 def test_with_adapters_it_starts_as_the_pretrained_encoder(segformer, tmp_path):
     file = saved(segformer, tmp_path / "weights.pth")
     built = library(file, adapters=(4, 0.1)).build(*SIZES).eval()
