@@ -16,7 +16,7 @@ def unlabeled_share(progress: float) -> float:
 
 
 def draw_unlabeled(batch_size: int, share: float) -> list[int]:
-    """Draw the numbers of the samples that are unlabeled ones, in order; of two and more samples one at least is labeled.
+    """Draw the numbers of the samples that are unlabeled, in order; of two and more samples one at least is labeled.
 
     Each but one is unlabeled with a probability of `share`, as evenly as it goes: their number is the whole number
     below (B - 1) share, or the one above. While the share grows from 0 to 1, that is on average as many as ⌊B share⌋,

@@ -3,8 +3,16 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from nnunet_ssl.building_blocks.self_paced_contrast import Pace, age_between_bounds, self_paced_weights
+from nnunet_ssl.building_blocks.self_paced_contrast import (
+    Pace,
+    age_between_bounds,
+    alike,
+    paced_loss,
+    pair_losses,
+    self_paced_weights,
+)
 from nnunet_ssl.data.places import Place
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.networks import bare
@@ -253,6 +261,19 @@ def test_unlabeled_batches_are_spread_over_the_positions(tiny_dataset):
         bins = [int(2 * place.position) for place in places]
         assert sorted(bins[:2]) == sorted(bins[2:]) == [0, 1]
         assert [place.case for place in places[:2]] == [places[0].case] * 2
+
+
+def test_more_pairs_count_as_time_goes_on():
+    """With the default ages; of images that are told apart, but not by their meta-labels."""
+    torch.manual_seed(0)
+    losses = pair_losses(F.normalize(torch.randn(60, 256), dim=1), TRAINER.temperature)
+    is_alike = alike([0, 1, 2] * 20, torch.device("cpu"))
+    admitted = []
+    for time in (0.0, 0.25, 1.0):
+        pace = Pace(TRAINER.pair_weights, TRAINER.age, (TRAINER.first_age, TRAINER.last_age), time, TRAINER.temperature)
+        admitted.append(paced_loss(losses, is_alike, pace).admitted.item())
+    assert 0.0 < admitted[0] < admitted[1] < admitted[2] <= 1.0
+    assert admitted[2] > 1.5 * admitted[0]
 
 
 def test_constant_weights_admit_all_pairs(begin):

@@ -100,13 +100,13 @@ def test_a_new_run_does_not_take_itself_for_one_that_goes_on(tiny_dataset):
         make_trainer(tiny_dataset(), find_trainer(MN), weights_2d="nowhere").initialize()
 
 
-def test_offline_both_other_ways_are_named(monkeypatch):
-    def unreachable(*_, **__):
-        raise FileNotFoundError("cannot find the requested files in the local cache")  # as the hub's own error
-
-    monkeypatch.setattr(smp, "create_model", unreachable)
-    with pytest.raises(ConnectionError, match=r"imagenet of mit_b0 .*local cache.*weights_2d=PATH.*init_2d=PATH"):
-        library().build(*SIZES)
+@pytest.mark.parametrize("encoder", ["mit_b0", "resnet18"])
+def test_offline_both_other_ways_are_named(monkeypatch, encoder):
+    """By the library and the hub themselves, which look for files that were downloaded before."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.file_download.try_to_load_from_cache", lambda *_, **__: None)
+    with pytest.raises(ConnectionError, match=rf"(?s)imagenet of {encoder} .*weights_2d=PATH.*init_2d=PATH"):
+        LibraryNetwork("unet", encoder, "imagenet").build(*SIZES)
 
 
 @pytest.mark.parametrize(
