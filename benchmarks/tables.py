@@ -18,7 +18,6 @@ import tomllib
 from pathlib import Path
 from statistics import mean
 
-from nnunet_ssl.benchmarking.result_files import DEFAULT
 from nnunet_ssl.benchmarking.rows import Row, Table, dice_of_cases, remarks, rows_of
 from nnunet_ssl.benchmarking.tables import section_of, table_of
 
@@ -99,7 +98,7 @@ def with_tables(text: str, tables: dict[str, Table], results: Path = RESULTS) ->
 
 def with_gains(text: str, tables: list[Table], results: Path) -> str:
     """Return a table of trainers whose last columns are what each gained: the baseline's Dice, others' difference."""
-    gains = [{row.trainer: row for row in rows_of(table, results) if row.variant == DEFAULT} for table in tables]
+    gains = [{row.trainer: row for row in rows_of(one, results) if one.represents_trainer(row)} for one in tables]
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines):
         if trainer := re.search(r"`(nnUNetTrainer\w*)`", line):

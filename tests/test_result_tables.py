@@ -83,6 +83,13 @@ def test_gains_fill_the_last_columns_of_a_table_by_hand(finished):
     assert tables.with_tables(made, known, finished) == made
 
 
+def test_a_trainer_that_has_to_be_told_of_the_data_gains_as_told():
+    table = tables.Table("mine", (1,), told=("nnUNetTrainerX__label=2",))
+    rows = [tables.Row("nnUNetTrainerX", variant, {}, None) for variant in ("default", "label=2", "label=3", "all")]
+    assert [table.represents_trainer(row) for row in rows] == [True, True, False, False]
+    assert not table.represents_trainer(tables.Row("nnUNetTrainerY", "label=2", {}, None))
+
+
 def test_a_table_of_step_times_stands_after_its_marker(tmp_path):
     (tmp_path / "step_time").mkdir()
     (tmp_path / "step_time" / "here.csv").write_text(

@@ -25,6 +25,11 @@ class Table:
     columns: tuple[str, ...] = ("trainer", "seeds", "difference", "hd95", "asd", "cost", "device", "commit")
     sort: str = "difference"
     rival: str = ""
+    told: tuple[str, ...] = ()
+
+    def represents_trainer(self, row: "Row") -> bool:
+        """Return whether a row is that of a trainer as it is, or as told what it has to be told of the data."""
+        return row.variant == DEFAULT or f"{row.trainer}__{row.variant}" in self.told
 
     @property
     def sources(self) -> tuple[str, ...]:
