@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from typing import Any
 
 from nnunet_ssl.data.trained_cases import (
     FIRST_WEIGHTS,
@@ -14,7 +13,6 @@ from nnunet_ssl.data.trained_cases import (
     refuse_learned_validation,
 )
 from nnunet_ssl.training.checkpoints import load_facts
-from nnunet_ssl.training.options import allowed_options
 
 
 @dataclass(frozen=True)
@@ -28,19 +26,18 @@ class FirstWeights:
     cases: Mapping[str, TrainedCases | None]
 
     @classmethod
-    def of(cls, trainer: nnUNetTrainer, splits_file: Path) -> "FirstWeights":
-        """Return those of a trainer; of each checkpoint only what it says of its run is read.
+    def of(cls, options: Mapping[str, Any], splits_file: Path) -> "FirstWeights":
+        """Return those of a run; of each checkpoint only what it says of its run is read.
 
         Args:
-            trainer: one of ours, with the options of its run.
+            options: of the run, with their values.
             splits_file: of its data set.
 
         Raises:
             ValueError: a file is not there, or no checkpoint.
         """
-        names = [name for name in allowed_options(type(trainer), nnUNetTrainer) if name.startswith(FIRST_WEIGHTS)]
-        files = {name: file for name in names if (file := getattr(trainer, name)) is not None}
-        return cls({f"{name}: {file}": cases_of_weights(load_facts(file), splits_file) for name, file in files.items()})
+        named = {name: file for name, file in options.items() if name.startswith(FIRST_WEIGHTS) and file is not None}
+        return cls({f"{name}: {file}": cases_of_weights(load_facts(file), splits_file) for name, file in named.items()})
 
     @property
     def learned(self) -> set[str]:

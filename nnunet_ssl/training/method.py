@@ -106,12 +106,9 @@ class Method:
         return self.FIRST_NETWORK
 
     def preview_contents(self, probs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the probabilities whose pseudo-labels a preview shows, and masks whose borders it draws, or None.
+        """Return the probabilities whose pseudo-labels a preview shows, and masks (B, 1, *spatial) to outline, or None.
 
-        A method that learns from what it makes of the probabilities returns that.
-
-        Args:
-            probs: of the inference network, (B, C, *spatial); masks are bool (B, 1, *spatial).
+        A method that learns from what it makes of the inference network's (B, C, *spatial) returns that.
         """
         return probs, None
 

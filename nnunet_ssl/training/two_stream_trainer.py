@@ -11,6 +11,7 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ssl.data.checksums import CheckedDataset, PreprocessedFiles
@@ -46,6 +47,7 @@ from nnunet_ssl.leaks.of_training import LookAtTraining
 from nnunet_ssl.training import reproducibility
 from nnunet_ssl.training.first_weights import FirstWeights, cases_before
 from nnunet_ssl.training.mirroring_trainer import MirroringTrainer
+from nnunet_ssl.training.options import allowed_options
 
 STREAMS = {"labeled": 0, "unlabeled": 1, "validation": 2, "step": 3, "network": 4}  # each draws its own random numbers
 
@@ -239,7 +241,8 @@ class TwoStreamTrainer(MirroringTrainer):
             unlabeled_cases_of_fold(splits_file, self.fold),
             lambda outdated: self._preprocess(preprocessing, outdated),
         )
-        first_weights = FirstWeights({}) if self.was_resumed else FirstWeights.of(self, splits_file)
+        options = {name: getattr(self, name) for name in allowed_options(type(self), nnUNetTrainer)}
+        first_weights = FirstWeights.of({} if self.was_resumed else options, splits_file)
         before = cases_before(self._split_digests) if self.was_resumed else first_weights.learned
         cases = TrainedCases.of(train, validation, [*pool.folders, *pool.left_out], before)
         split = cases.digest
