@@ -118,6 +118,7 @@ setup(
             *PRETRAINED_NETWORKS,
             *SLURM,
             "pytest>=8",
+            "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "monai>=1.4",

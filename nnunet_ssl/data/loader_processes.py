@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from multiprocessing.sharedctypes import RawArray
+from multiprocessing.sharedctypes import RawArray, RawValue
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -37,14 +37,15 @@ class Signs:
 
     Attributes:
         alive: when each worker last ran, by the monotonic clock of the machine.
-        busy: when each one last worked or waited for a disk.
+        busy: when each one last worked on a batch or waited for a disk with it.
+        has_batch: whether each one has a batch that it cannot hand over yet.
         says_all: whether the reason of each worker is all that there is to say.
     """
 
     def __init__(self, workers: int) -> None:
         now = [time.monotonic()] * workers
         self.alive, self.busy = RawArray("d", now), RawArray("d", now)
-        self.says_all = RawArray("b", workers)
+        self.has_batch, self.says_all = RawArray("b", workers), RawArray("b", workers)
         self._reasons = RawArray("c", workers * BYTES_OF_REASON)
 
     def give_reason(self, worker: int, reason: str) -> None:
@@ -56,6 +57,34 @@ class Signs:
         """Return the reason that a worker has left for its end; none is empty."""
         text = self._reasons[worker * BYTES_OF_REASON : (worker + 1) * BYTES_OF_REASON]
         return text.rstrip(b"\0").decode(errors="replace")
+
+
+class Flag:
+    """An event that is shared without a lock: a worker that is killed while it looks would keep a lock for ever."""
+
+    def __init__(self) -> None:
+        self._value = RawValue("b", False)
+
+    def is_set(self) -> bool:
+        """Return whether it was set, here or in another process."""
+        return bool(self._value.value)
+
+    def set(self) -> None:
+        """Set it for all processes."""
+        self._value.value = True
+
+
+class _FlagForEvent:
+    """An attribute that is a `Flag` where an event is assigned."""
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __get__(self, augmenter: "WatchedAugmenter", _owner: type) -> Flag | None:
+        return getattr(augmenter, self.name)
+
+    def __set__(self, augmenter: "WatchedAugmenter", event: object) -> None:
+        setattr(augmenter, self.name, None if event is None else Flag())
 
 
 class LoaderOfWorker:
@@ -71,6 +100,7 @@ class LoaderOfWorker:
         end_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if hasattr(signal, "alarm"):
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_TERM))
         multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(self._cannot_send)
         threading.Thread(target=self._give_signs, daemon=True).start()
@@ -79,8 +109,9 @@ class LoaderOfWorker:
         return self
 
     def __next__(self) -> dict[str, Any]:
+        self.signs.has_batch[self.worker] = False
         try:
-            return next(self.loader)
+            batch = next(self.loader)
         except DamagedCaseError as error:  # no fault of the program: no traceback
             self.signs.says_all[self.worker] = True
             self.signs.give_reason(self.worker, str(error))
@@ -88,6 +119,8 @@ class LoaderOfWorker:
         except Exception as error:
             self.signs.give_reason(self.worker, f"{type(error).__name__}: {error}")
             raise
+        self.signs.has_batch[self.worker] = True
+        return batch
 
     def _cannot_send(self, error: Exception, _item: object) -> None:
         """End at the first batch that cannot be sent; Python would print the error of each one and go on."""
@@ -100,7 +133,8 @@ class LoaderOfWorker:
             now = time.monotonic()
             self.signs.alive[self.worker] = now
             before, used = used, None if clock is None else time.clock_gettime(clock)
-            if used is None or used != before or _waits_for_disk():
+            works = used is None or used != before or _waits_for_disk()
+            if works and not self.signs.has_batch[self.worker]:
                 self.signs.busy[self.worker] = now
             time.sleep(SECONDS_BETWEEN_SIGNS)
 
@@ -138,8 +172,10 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
     """nnU-Net's worker processes, looked at now and then: whoever waits for a batch hears what keeps it away.
 
     A worker that is slow is let alone: it uses the processor, or waits for a disk. It hangs when it does not run at
-    all, or when it does neither while a batch is waited for.
+    all, or when it does neither while a batch is waited for, or has one that nobody receives.
     """
+
+    abort_event, pause_event = _FlagForEvent(), _FlagForEvent()  # of the class above, which has them with a lock
 
     def __init__(
         self,
@@ -208,7 +244,8 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
             if now - self.signs.alive[worker] > limit:
                 return f"{name} has not run for {limit:.0f} s, as if it was stopped: end what stops it, or try {FEWER}"
             if waited > limit and now - self.signs.busy[worker] > limit:
-                return f"{name} has done nothing for {limit:.0f} s while a batch is waited for: try {FEWER}"
+                what = "has a batch that is not received" if self.signs.has_batch[worker] else "has done nothing"
+                return f"{name} {what} for {limit:.0f} s while a batch is waited for: try {FEWER}"
         if self.abort_event.is_set():
             return f"batches cannot be received ({self.error}): {_remedy(str(self.error)) or f'try {FEWER}'}"
         return None

@@ -48,6 +48,11 @@ class Unreceivable:
         return refuse, ()
 
 
+class ReceivedSlowly:
+    def __reduce__(self) -> tuple:
+        return time.sleep, (2.5 * SECONDS,)
+
+
 def refuse() -> None:
     raise OSError("Too many open files")
 
@@ -142,6 +147,25 @@ def test_stopped_worker_is_noticed_also_where_others_go_on(start, workers):
 
 def test_worker_that_waits_for_nothing_is_noticed_when_it_is_waited_for(start):
     assert f"has done nothing for {SECONDS:.0f} s while a batch is waited for" in failure_of(start(waits_for_a_while))
+
+
+def test_batches_that_nobody_receives_are_noticed_though_the_worker_runs(start):
+    assert f"has a batch that is not received for {SECONDS:.0f} s" in failure_of(start(ReceivedSlowly))
+
+
+def test_worker_that_is_killed_keeps_no_lock_that_the_training_waits_for():
+    """Killed while it looks whether the training has ended, as it does all the time."""
+
+    def killed_with_locks() -> None:
+        for event in filter(None, (augmenter.abort_event, augmenter.pause_event)):
+            for one in vars(event).values():
+                getattr(one, "acquire", bool)()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    loader = Loader(killed_with_locks)
+    loader.is_time.set()
+    augmenter = WatchedAugmenter(loader, [0], False, SECONDS)
+    assert "was killed" in failure_of(augmenter)
 
 
 def test_worker_that_waits_is_let_alone_where_others_bring_batches(start):
