@@ -6,6 +6,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import random
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -50,6 +51,14 @@ def pytest_xdist_make_scheduler(config, log):
             return file if is_whole else nodeid
 
     return Scheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Let each test draw the same numbers wherever and after whatever it runs."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @dataclass(frozen=True)

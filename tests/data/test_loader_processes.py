@@ -203,7 +203,7 @@ def test_worker_leaves_signals_to_the_training(start, monkeypatch):
     os.kill(process.pid, signal.SIGTERM)
     time.sleep(0.3)
     assert process.is_alive()
-    process.join(timeout=30)
+    wait_until(lambda: process.exitcode is not None)  # None for a moment, if the thread that receives asked first
     assert process.exitcode == -signal.SIGALRM
 
 
