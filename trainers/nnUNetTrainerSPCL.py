@@ -28,10 +28,10 @@ class nnUNetTrainerSPCL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     mirrored. The gradient flows through the student, in L_k to its encoder. The signal comes from the meta-labels.
 
     Differences from the paper, of which poster and code were read:
-        one run with nnU-Net's SGD, not two with RAdam; γ grows from ln 2N to twice as far above ln |P(i)|, the least ℓ;
-        z is of the largest features, not of the mean, which instance normalisation makes alike in all images; a 3-D
-        patch has its position along the first axis (so far reconstructed); both views have nnU-Net's one rotation;
-        2 P and more are of cases in all P bins, fewer from anywhere; each process compares its own, and one image none.
+        one run with nnU-Net's SGD, not two with RAdam; learning rate and lengths of weights begin anew; γ grows from
+        ln 2N to twice as far above ln |P(i)|, the least ℓ; z is of the largest features, as instance normalisation
+        makes the mean alike in all images; in 3-D the position is along the first axis (so far reconstructed); both
+        views have one rotation; 2 P images and more are of cases in all P bins; each process compares its own.
 
     Cost: 3 B labeled, 3 B unlabeled, 1 B teacher passes and 7 B of the encoder (each view sees the other as constant,
     so that memory is that of one pass) to nnU-Net's 3 B, a ratio of 3; 15 B of the encoder in the pre-training, 1.5.

@@ -11,14 +11,9 @@ from torch._dynamo import OptimizedModule
 
 from nnunet_ssl.building_blocks.features import NetworkWithoutFeatures, Pass, decode, encode, forward_pass
 from nnunet_ssl.building_blocks.teacher import make_teacher, update_teacher
+from nnunet_ssl.building_blocks.weight_norms import restore_weight_norms
 from nnunet_ssl.training import distributed
-
-
-class Scheduler(Protocol):
-    """nnU-Net's learning rate schedule."""
-
-    def step(self, current_step: int) -> None:
-        """Set the learning rate of an epoch."""
+from nnunet_ssl.training.stages import Schedule
 
 
 class HoldsNetwork(Protocol):
@@ -33,7 +28,7 @@ class Trained:
 
     modules: tuple[nn.Module, ...]
     optimizer: torch.optim.Optimizer
-    lr_scheduler: Scheduler
+    lr_scheduler: Schedule
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of all modules."""
@@ -70,7 +65,7 @@ class Networks:
 
     # ---- what there is ----
 
-    def add_network(self, name: str, network: nn.Module, optimizer: torch.optim.Optimizer, schedule: Scheduler) -> None:
+    def add_network(self, name: str, network: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
         """Add a trained network; the first one is nnU-Net's own, and what predicts unless a method says otherwise.
 
         Raises:
@@ -87,7 +82,7 @@ class Networks:
     def train_parts(
         self,
         optimizers: Mapping[str, torch.optim.Optimizer],
-        schedule_of: Callable[[torch.optim.Optimizer], Scheduler],
+        schedule_of: Callable[[torch.optim.Optimizer], Schedule],
         networks: Mapping[str, str],
     ) -> None:
         """Train the parts: each with its optimiser, if it has one of its own, otherwise with that of a network.
@@ -205,6 +200,11 @@ class Networks:
             for module in one.modules:
                 module.train()
             one.lr_scheduler.step(epoch)
+
+    def restore_weight_norms(self) -> None:
+        """Let networks and teachers, which say the same as before, learn as fast as fresh ones."""
+        for network in self.predictors().values():
+            restore_weight_norms(bare(network))
 
     def update_teachers(self, ema_decay: float, step: int) -> None:
         """Move each teacher towards its network; see `update_teacher`."""

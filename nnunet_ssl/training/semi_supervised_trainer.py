@@ -1,9 +1,7 @@
 """The base of all trainers: nnU-Net's hooks, which hand over to the rooms of this folder; see docs/architecture.md."""
 
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,10 @@ from nnunet_ssl.training.method import Method
 from nnunet_ssl.training.networks import Networks, bare, on_device
 from nnunet_ssl.training.observer import Observer, channel_names, is_preview_due
 from nnunet_ssl.training.preview import draw_pseudo_labels
-from nnunet_ssl.training.stages import MAIN, PRETRAINING, WARMUP, Stages
+from nnunet_ssl.training.stages import MAIN, PRETRAINING, WARMUP, Schedule, Stages
 from nnunet_ssl.training.step import Losses, SkippedSteps, Step
 from nnunet_ssl.training.two_stream_trainer import STREAMS
-from nnunet_ssl.training.validation import HitCounts, moving_average, with_own_target
+from nnunet_ssl.training.validation import HitCounts, moving_average, output_in, with_own_target
 
 
 class SemiSupervisedTrainer(Method, CascadeTrainer):
@@ -122,8 +120,14 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
         finally:
             self.network = first
 
-    def _schedule(self, optimizer: torch.optim.Optimizer) -> PolyLRScheduler:
-        return PolyLRScheduler(optimizer, optimizer.param_groups[0]["lr"], self.num_epochs)
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Schedule]:
+        """Return nnU-Net's, with a learning rate that begins anew after a pre-training."""
+        optimizer, schedule = super().configure_optimizers()
+        return optimizer, self.stages.schedule(schedule, self.num_epochs)
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Schedule:
+        schedule = PolyLRScheduler(optimizer, optimizer.param_groups[0]["lr"], self.num_epochs)
+        return self.stages.schedule(schedule, self.num_epochs)
 
     # ---- the run ----
 
@@ -165,6 +169,8 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
     def on_train_epoch_start(self) -> None:
         """Start an epoch's steps."""
         super().on_train_epoch_start()
+        if self.stages.is_first_after_pretraining(self.current_epoch, self.num_epochs):
+            self.networks.restore_weight_norms()
         self.networks.start_epoch(self.current_epoch)
         self.step_of_epoch = 0
         self.skipped_steps.start_epoch()
@@ -284,17 +290,8 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
         others = [name for name in self.networks.predictors() if name != self.inference_network()]
         for name in others if self.validate_all_networks else ():
             self.print_to_log_file(f"Validation of the {name}:")
-            with self.networks.in_place(self, name), self._output_in(name):
+            with self.networks.in_place(self, name), output_in(self, name):
                 super().perform_actual_validation(save_probabilities)
         with self.networks.in_place(self, self.inference_network()):
             super().perform_actual_validation(save_probabilities)
         self.segment_for_next_stages()
-
-    @contextmanager
-    def _output_in(self, name: str) -> Iterator[None]:
-        folder = self.output_folder
-        self.output_folder = os.path.join(folder, name)
-        try:
-            yield
-        finally:
-            self.output_folder = folder

@@ -1,8 +1,16 @@
 """The stages of a run: pre-training, labeled-only warm-up, and the method itself."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 PRETRAINING, WARMUP, MAIN = "pretraining", "warm-up", "main"
+
+
+class Schedule(Protocol):
+    """A schedule of the learning rate, as nnU-Net's is."""
+
+    def step(self, current_step: float) -> None:
+        """Set the learning rate of an epoch, or of a place between two."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,24 @@ class Stages:
             return PRETRAINING
         return WARMUP if progress < self.before_main else MAIN
 
+    def share_of_schedule(self, progress: float) -> float:
+        """Return how much of the learning rate's schedule is over, in [0, 1): the pre-training has one of its own.
+
+        Args:
+            progress: of the run, a fraction in [0, 1).
+        """
+        if progress < self.pretrain_fraction:
+            return progress / self.pretrain_fraction
+        return (progress - self.pretrain_fraction) / (1.0 - self.pretrain_fraction)
+
+    def schedule(self, of_run: Schedule, num_epochs: int) -> Schedule:
+        """Return a schedule of the whole run, or where there is a pre-training one that begins anew after it."""
+        return ScheduleOfStages(of_run, self, num_epochs) if self.pretrain_fraction else of_run
+
+    def is_first_after_pretraining(self, epoch: int, num_epochs: int) -> bool:
+        """Return whether an epoch is the first one that begins after the pre-training."""
+        return (epoch - 1) / num_epochs < self.pretrain_fraction <= epoch / num_epochs and self.pretrain_fraction > 0.0
+
     def is_labeled_only(self, start: float, end: float) -> bool:
         """Return whether all that lies between two fractions of the run belongs to the warm-up."""
         return self.pretrain_fraction <= start and end <= self.before_main
@@ -51,3 +77,18 @@ class Stages:
         starts = [self.before_main + (1.0 - self.before_main) * i / rounds for i in range(rounds)]
         epochs = {int(round(start * num_epochs, 6)) for start in starts}  # not an epoch early by a rounding error
         return sorted(epoch for epoch in epochs if epoch < num_epochs)
+
+
+class ScheduleOfStages:
+    """A schedule of the learning rate that begins anew after the pre-training, as in two runs.
+
+    An epoch that has a part in both has a learning rate of the pre-training.
+    """
+
+    def __init__(self, of_run: Schedule, stages: Stages, num_epochs: int) -> None:
+        """Take nnU-Net's schedule of a run of so many epochs."""
+        self.of_run, self.stages, self.num_epochs = of_run, stages, num_epochs
+
+    def step(self, epoch: int) -> None:
+        """Set the learning rate of an epoch."""
+        self.of_run.step(self.stages.share_of_schedule(epoch / self.num_epochs) * self.num_epochs)

@@ -1,7 +1,9 @@
 """Pseudo-Dice of the networks that do not predict, and of nnU-Net's own where an epoch has none."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,3 +47,20 @@ def with_own_target(batch: dict[str, Any]) -> dict[str, Any]:
     target = batch["target"]
     copied = [level.clone() for level in target] if isinstance(target, Sequence) else torch.clone(target)
     return {**batch, "target": copied}
+
+
+class Writes(Protocol):
+    """Whatever writes into its attribute `output_folder`."""
+
+    output_folder: str
+
+
+@contextmanager
+def output_in(trainer: Writes, folder: str) -> Iterator[None]:
+    """Let a trainer write into a folder of its own folder meanwhile."""
+    before = trainer.output_folder
+    trainer.output_folder = os.path.join(before, folder)
+    try:
+        yield
+    finally:
+        trainer.output_folder = before

@@ -18,7 +18,7 @@ from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 from nnunet_ssl.training.teacher_student_trainer import TeacherStudentTrainer
-from tests.conftest import assert_equal_weights, make_trainer, parameters_of
+from tests.conftest import assert_equal_weights, make_trainer, parameters_of, started
 
 MEAN_TEACHER, FIXMATCH = find_trainer("nnUNetTrainerMeanTeacher"), find_trainer("nnUNetTrainerFixMatch")
 
@@ -785,3 +785,40 @@ def test_several_ranks_name_the_command_instead_of_preprocessing(tiny_dataset):
 def test_trainer_is_not_constructed_with_more_than_nnunet_gives():
     for base in (SemiSupervisedTrainer, TeacherStudentTrainer, MEAN_TEACHER):
         assert "__init__" not in vars(base)
+
+
+# ---- the border of the pre-training ----
+
+
+def lengthened(network: torch.nn.Module) -> list[torch.Tensor]:
+    """Make the weights before each normalisation three times as long, and return them."""
+    weights = [block.conv.weight.data for block in network.modules() if hasattr(block, "norm")]
+    for weight in weights:
+        weight.mul_(3.0)
+    return weights
+
+
+def test_run_begins_anew_after_the_pretraining(tiny_dataset):
+    """Learning rate and lengths of weights are a fresh run's, of the teacher too; what the networks say stays."""
+    trainer = started(tiny_dataset(dim=2), find_trainer("nnUNetTrainerSPCL"), num_epochs=4, pretrain_fraction=0.5)
+    weights = [lengthened(trainer.networks[name]) for name in ("student", "teacher")]
+    image = torch.randn(2, 1, 16, 16)
+    before = [trainer.networks.forward_pass(image, name).logits for name in ("student", "teacher")]
+    trainer.current_epoch = 2
+    trainer.on_train_epoch_start()
+    for name, of_network, logits in zip(("student", "teacher"), weights, before, strict=True):
+        assert all(float(one.norm()) == pytest.approx((2 * len(one)) ** 0.5) for one in of_network)
+        assert torch.allclose(trainer.networks.forward_pass(image, name).logits, logits, atol=1e-3)
+    assert trainer.optimizer.param_groups[0]["lr"] == trainer.logger.get_value("lrs", step=-1) == 0.01
+    found = [float(weight.norm()) for weight in lengthened(trainer.networks["student"])]
+    trainer.current_epoch = 3
+    trainer.on_train_epoch_start()
+    assert [float(weight.norm()) for weight in weights[0]] == found
+
+
+def test_run_without_a_pretraining_keeps_its_weights(tiny_dataset):
+    trainer = started(tiny_dataset(dim=2), find_trainer("nnUNetTrainerSPCL"), num_epochs=4, pretrain_fraction=0.0)
+    weights = lengthened(trainer.network)
+    before = [float(weight.norm()) for weight in weights]
+    trainer.on_train_epoch_start()
+    assert [float(weight.norm()) for weight in weights] == before

@@ -1,4 +1,6 @@
 import pytest
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from nnunet_ssl.training.stages import MAIN, PRETRAINING, WARMUP, Stages
 
@@ -45,3 +47,41 @@ def test_more_than_the_run_is_refused():
 )
 def test_rounds_divide_the_main_stage(stages, rounds, epochs, expected):
     assert stages.epochs_of_rounds(rounds, epochs) == expected
+
+
+# ---- the learning rate ----
+
+
+def learning_rates(stages: Stages, num_epochs: int) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    schedule, found = stages.schedule(PolyLRScheduler(optimizer, 0.01, num_epochs), num_epochs), []
+    for epoch in range(num_epochs):
+        schedule.step(epoch)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_learning_rate_is_nnunets_where_there_is_no_pretraining():
+    assert learning_rates(Stages(warmup_fraction=0.4), 10) == [0.01 * (1 - i / 10) ** 0.9 for i in range(10)]
+
+
+def test_learning_rate_is_that_of_two_runs_where_there_is_a_pretraining():
+    expected = learning_rates(Stages(), 3) + learning_rates(Stages(), 7)
+    assert learning_rates(Stages(pretrain_fraction=0.3), 10) == pytest.approx(expected)
+
+
+def test_learning_rate_of_an_epoch_in_both_is_the_pretrainings():
+    expected = [0.01 * (1 - share) ** 0.9 for share in (0.0, 0.4, 0.8, 0.2, 0.6)]
+    assert learning_rates(Stages(pretrain_fraction=0.5), 5) == pytest.approx(expected)
+
+
+def test_learning_rate_of_a_run_of_pretraining_alone_is_nnunets():
+    assert learning_rates(Stages(pretrain_fraction=1.0), 4) == pytest.approx(learning_rates(Stages(), 4))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "epochs", "expected"), [(0.0, 9, []), (0.3, 10, [3]), (0.5, 5, [3]), (1.0, 4, [])]
+)
+def test_one_epoch_is_the_first_after_the_pretraining(fraction, epochs, expected):
+    stages = Stages(pretrain_fraction=fraction)
+    assert [epoch for epoch in range(epochs) if stages.is_first_after_pretraining(epoch, epochs)] == expected
