@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from hypothesis import settings
 from nnunetv2.training.dataloading import data_loader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
@@ -37,6 +38,8 @@ DATASET = "Dataset999_Tiny"
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"  # real data, where they are at hand
 FIRST_STAGE, SECOND_STAGE, NEXT_STAGE = "3d_lowres", "3d_cascade_fullres", "predicted_next_stage"  # of a cascade
 torch.set_num_threads(1)
+settings.register_profile("equal", deadline=None, derandomize=True)  # the same examples each time, however busy it is
+settings.load_profile("equal")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -72,7 +72,7 @@ class Trainings:
         with self._starting:
             if not self.has_ended:
                 self.has_ended = True
-                for process in self._processes:
+                for process in [*self._processes]:
                     process.terminate()
 
     def _run(self, planned: Planned, place: Path) -> int:
@@ -106,8 +106,9 @@ def run_all(pending: Sequence[Planned], places: Places, jobs: int) -> list[int]:
     """
     trainings = Trainings(places, threads=max(1, usable_cores() // jobs))
     with signals_interrupt(is_first_process=True), ThreadPoolExecutor(jobs) as executor:
-        futures = [executor.submit(trainings.run, planned) for planned in pending]
+        futures = []
         try:
+            futures += [executor.submit(trainings.run, planned) for planned in pending]
             return [future.result() for future in futures]
         except BaseException:
             trainings.end()

@@ -3,9 +3,9 @@
 import multiprocessing.queues
 import os
 import signal
-import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Iterator
 from multiprocessing.sharedctypes import RawArray, RawValue
@@ -23,6 +23,7 @@ WORKER_SECONDS = 45.0  # without a sign of a worker's life, after which it count
 SECONDS_BETWEEN_SIGNS = 1.0
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_AFTER_TERM = 5  # that a worker goes on after SIGTERM, so that the training can save before it is missed
+SECONDS_AFTER_KILL = 10.0  # that are waited for the end; a process that waits for a disk which is gone has none
 BYTES_OF_REASON = 1000
 BATCHES_WAITING, BATCHES_WAITING_FOR_VALIDATION = 6, 3  # as nnU-Net
 FEWER = "fewer processes (nnUNet_n_proc_DA; 0 loads in the training itself)"
@@ -117,8 +118,9 @@ class LoaderOfWorker:
             self.signs.give_reason(self.worker, str(error))
             os._exit(1)
         except Exception as error:
+            traceback.print_exc()  # before the reason: whoever reads that ends this process
             self.signs.give_reason(self.worker, f"{type(error).__name__}: {error}")
-            raise
+            os._exit(1)
         self.signs.has_batch[self.worker] = True
         return batch
 
@@ -147,9 +149,10 @@ def _clock_of_main_thread() -> int | None:
 
 def _waits_for_disk() -> bool:
     """Return whether the main thread waits for a disk, or a network that stands for one; only Linux says so."""
-    if sys.platform != "linux":
+    try:
+        return Path(f"/proc/self/task/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[0] == "D"
+    except OSError:
         return False
-    return Path(f"/proc/self/task/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[0] == "D"
 
 
 class _KeepError:
@@ -223,15 +226,21 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
                 self._look(waited=time.monotonic() - asked)
 
     def _look(self, waited: float) -> None:
-        """Raise a WorkerFailure if a worker has ended or hangs; all of them are killed then."""
+        """Raise a WorkerFailure if a worker has ended or hangs; all of them are killed then.
+
+        A second look has to say so too: a training that was stopped as a whole goes on before its workers do.
+        """
         self._looked_at = time.monotonic()
-        problem = self._problem(self._looked_at, waited)
+        if self._problem(self._looked_at, waited) is None:
+            return
+        time.sleep(2 * SECONDS_BETWEEN_SIGNS)
+        problem = self._problem(time.monotonic(), waited)
         if problem is not None:
             self.close(at_once=True)
             raise WorkerFailure(problem)
 
     def _problem(self, now: float, waited: float) -> str | None:
-        limit = self.worker_seconds
+        limit, nobody_receives = self.worker_seconds, self.abort_event.is_set()
         for worker, process in enumerate(self._processes):
             name = f"process {process.pid}, which loads images,"
             reason = self.signs.reason(worker)
@@ -239,14 +248,14 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
                 return reason
             if reason:
                 return f"{name} has failed ({reason}): {_remedy(reason) or 'its error stands above'}"
-            if process.exitcode or (process.exitcode == 0 and not self.abort_event.is_set()):
+            if process.exitcode or (process.exitcode == 0 and not nobody_receives):
                 return f"{name} {_how_it_ended(process.exitcode)}"
             if now - self.signs.alive[worker] > limit:
                 return f"{name} has not run for {limit:.0f} s, as if it was stopped: end what stops it, or try {FEWER}"
             if waited > limit and now - self.signs.busy[worker] > limit:
                 what = "has a batch that is not received" if self.signs.has_batch[worker] else "has done nothing"
                 return f"{name} {what} for {limit:.0f} s while a batch is waited for: try {FEWER}"
-        if self.abort_event.is_set():
+        if nobody_receives:
             return f"batches cannot be received ({self.error}): {_remedy(str(self.error)) or f'try {FEWER}'}"
         return None
 
@@ -255,12 +264,12 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
         processes = list(self._processes)
         for process in processes if at_once else ():
             process.kill()
-            process.join()
+            process.join(SECONDS_AFTER_KILL)
         self._finish()
         for process in processes:
             if process.is_alive():
                 process.kill()
-                process.join()
+                process.join(SECONDS_AFTER_KILL)
 
 
 def _remedy(reason: str) -> str:

@@ -195,7 +195,11 @@ def start_loader(
         return SingleThreadedAugmenter(loader, None)
     fewest = BATCHES_WAITING_FOR_VALIDATION if validates else BATCHES_WAITING
     augmenter = WatchedAugmenter(loader, seeds, pin_memory, worker_seconds, max(fewest, len(seeds) // 2))
-    next(augmenter)
+    try:
+        next(augmenter)
+    except BaseException:  # Ctrl-C, for example: nobody else has it yet
+        augmenter.close(at_once=True)
+        raise
     return augmenter
 
 

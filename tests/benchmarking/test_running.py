@@ -99,10 +99,10 @@ def test_a_training_that_another_process_runs_is_left_to_it(comparison, places, 
 def test_a_signal_is_passed_on_and_nothing_more_is_started(comparison, places, monkeypatch, capsys, number):
     """The process that trains says that it runs, and after the signal that it has saved."""
     code = (
-        "import signal, sys\n"
+        "import signal, sys, time\n"
         "def save(*_):\n    print('saved', flush=True)\n    sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, save)\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "signal.alarm(60)\nopen(sys.argv[1], 'w').close()\nsignal.pause()"
+        "signal.alarm(60)\nopen(sys.argv[1], 'w').close()\nwhile True:\n    time.sleep(0.1)"
     )
     begun, start = [], subprocess.Popen
     ready = places.output / "ready"

@@ -25,6 +25,7 @@ def test_no_thread_of_a_pool_that_is_left_lives_on(monkeypatch, ends):
     monkeypatch.setattr(
         _ExecutorManagerThread, "join_executor_internals", lambda thread: (time.sleep(0.5), close(thread))
     )
+    list(in_processes(slowly, range(1), 1, "Working"))  # the first bar of a process starts a thread that stays
     before = set(threading.enumerate())
     results = in_processes(slowly, range(100), 2, "Working")
     next(results)

@@ -188,6 +188,17 @@ def test_worker_that_waits_for_a_disk_is_let_alone(start, monkeypatch):
         next(augmenter)
 
 
+def test_training_that_was_stopped_as_a_whole_goes_on(start, monkeypatch):
+    """As by Ctrl-Z and `fg`: the training looks before its workers have run again."""
+    augmenter = start()
+    (process,) = augmenter._processes
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(1.5 * SECONDS)
+    monkeypatch.setattr(loader_processes, "SECONDS_BETWEEN_SIGNS", 1.0)  # in this process
+    threading.Timer(0.1, os.kill, (process.pid, signal.SIGCONT)).start()
+    assert [int(next(augmenter)["data"]) for _ in range(20)] == [0] * 20
+
+
 def test_full_shared_memory_is_said_once(start, capfd):
     message = failure_of(start(Unsendable, workers=2))
     assert f"has failed (cannot send a batch: {SHM}): /dev/shm is full: make it larger" in message
@@ -196,7 +207,7 @@ def test_full_shared_memory_is_said_once(start, capfd):
 
 def test_worker_leaves_signals_to_the_training(start, monkeypatch):
     """A cluster sends them to all processes; a training that saves still has its workers then."""
-    monkeypatch.setattr(loader_processes, "SECONDS_AFTER_TERM", 1)
+    monkeypatch.setattr(loader_processes, "SECONDS_AFTER_TERM", 3)
     augmenter = start()
     (process,) = augmenter._processes
     os.kill(process.pid, signal.SIGINT)
@@ -223,8 +234,9 @@ def test_workers_end_with_a_killed_training(monkeypatch, tmp_path, way, number):
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             augmenter = WatchedAugmenter(Loader(), [0, 1, 2], False, SECONDS)
+            created = list(augmenter.signs.alive)
             next(augmenter)
-            time.sleep(0.5)  # all have begun
+            wait_until(lambda: all(now > then for now, then in zip(augmenter.signs.alive, created, strict=True)))
             workers = [process.pid for process in augmenter._processes]
             if way == "system":
                 os.kill(workers[0], signal.SIGSTOP)

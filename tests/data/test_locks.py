@@ -41,7 +41,7 @@ def test_all_cases_are_kept_from_everybody_else(tmp_path, first, second, capsys)
     with ThreadPool(1) as pool:
         with preprocessing_alone(tmp_path, first):
             waiting = pool.apply_async(work, (second,))
-            while "waiting for it" not in capsys.readouterr().out:
+            while "waiting for it" not in capsys.readouterr().out and not waiting.ready():
                 waiting.wait(0.01)
             order.append("first")
         waiting.get(60)

@@ -121,7 +121,7 @@ def test_error_of_a_function_is_raised_where_its_result_is_asked_for(host, recor
 
 def test_seconds_of_work_and_of_waiting_are_recorded(host, recorded):
     go_on = threading.Event()
-    threading.Timer(0.3, go_on.set).start()
+    threading.Timer(1.0, go_on.set).start()
     host.start(lambda: go_on.wait(SECONDS)).result()
     pending = host.start(lambda: time.sleep(0.05))
     while not pending._future.done():
@@ -153,7 +153,7 @@ from nnunet_ssl.data.loaders import batches_on_device
 from nnunet_ssl.training.host_work import HostWork
 host = HostWork(torch.device("cpu"), lambda _: None)
 begun = threading.Event()
-pending = host.start(lambda: (begun.set(), time.sleep(0.3)))
+pending = host.start(lambda: (begun.set(), time.sleep(3.0)))
 host.start(lambda: time.sleep(1000.0))
 begun.wait()
 try:

@@ -87,7 +87,7 @@ def touch_for_ever(file) -> None:
 
 
 def test_lock_that_another_machine_renews_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lock, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(run_lock, "LEASE_SECONDS", 3.0)
     of_another_machine(tmp_path)
     renewing = multiprocessing.get_context("fork").Process(target=touch_for_ever, args=(tmp_path / LOCK,))
     renewing.start()
