@@ -80,13 +80,20 @@ def begin(start):
 @pytest.mark.parametrize("cell", [{}, {"dim": 2, "residual": True}, {"anisotropic": True, "regions": True}], ids=str)
 def test_pretraining_is_the_contrast_of_two_views_of_all_images(begin, cell):
     """A quarter of the stage is over, so that the age is half way."""
-    trainer, labeled, unlabeled = begin(0.25 * 0.5, cell, pretrain_fraction=0.5, num_epochs=8, last_age=3.0)
+    settings = {"pretrain_fraction": 0.5, "pretrain_weight": 0.3, "num_epochs": 8, "last_age": 3.0}
+    trainer, labeled, unlabeled = begin(0.25 * 0.5, cell, **settings)
     images = [labeled.image, labeled.image, unlabeled.strong, unlabeled.weak]
     expected = naive_contrast(trainer, images, labeled.places * 2 + unlabeled.places * 2, share=2.0)
     losses = list(trainer.pretraining_losses(labeled, unlabeled))
     assert [list(terms) for terms in losses] == [[f"contrast_{i}"] for i in range(1, 5)]
-    assert sum(terms[f"contrast_{i + 1}"].item() for i, terms in enumerate(losses)) == pytest.approx(expected, rel=1e-3)
+    found = sum(terms[f"contrast_{i + 1}"].item() for i, terms in enumerate(losses))
+    assert found == pytest.approx(0.3 * expected, rel=1e-3)
     assert expected > 0.5
+
+
+def test_pretraining_without_a_weight_is_nnunets_loss(begin):
+    trainer, labeled, unlabeled = begin(0.0, pretrain_weight=0.0)
+    assert [list(terms) for terms in trainer.pretraining_losses(labeled, unlabeled)] == [["supervised"]]
 
 
 @pytest.mark.parametrize("cell", [{}, {"dim": 2, "regions": True, "ignore": True}], ids=str)
@@ -111,7 +118,7 @@ def test_second_stage_adds_the_contrast_of_unlabeled_images(begin, cell):
 
 
 def test_phase_is_contrasted_if_there_is_a_pattern(begin):
-    trainer, labeled, unlabeled = begin(0.0, phase_pattern="1$", phase_weight=0.5)
+    trainer, labeled, unlabeled = begin(0.0, phase_pattern="1$", phase_weight=0.5, pretrain_weight=1.0)
     assert set(trainer.parts) == {"position", "patient", "phase"}
     images, places = [labeled.image, labeled.image, unlabeled.strong, unlabeled.weak], [*labeled.places * 2]
     places += unlabeled.places * 2
