@@ -253,8 +253,9 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
             if now - self.signs.alive[worker] > limit:
                 return f"{name} has not run for {limit:.0f} s, as if it was stopped: end what stops it, or try {FEWER}"
             if waited > limit and now - self.signs.busy[worker] > limit:
-                what = "has a batch that is not received" if self.signs.has_batch[worker] else "has done nothing"
-                return f"{name} {what} for {limit:.0f} s while a batch is waited for: try {FEWER}"
+                if self.signs.has_batch[worker]:
+                    return f"{name} has a batch that is not received for {limit:.0f} s: try {FEWER}"
+                return f"{name} has done nothing for {limit:.0f} s while a batch is waited for: try {FEWER}"
         if nobody_receives:
             return f"batches cannot be received ({self.error}): {_remedy(str(self.error)) or f'try {FEWER}'}"
         return None
