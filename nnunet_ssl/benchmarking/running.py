@@ -108,7 +108,8 @@ def run_all(pending: Sequence[Planned], places: Places, jobs: int) -> list[int]:
     with signals_interrupt(is_first_process=True), ThreadPoolExecutor(jobs) as executor:
         futures = []
         try:
-            futures += [executor.submit(trainings.run, planned) for planned in pending]
+            for planned in pending:
+                futures.append(executor.submit(trainings.run, planned))
             return [future.result() for future in futures]
         except BaseException:
             trainings.end()

@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.sharedctypes import RawArray, RawValue
 from pathlib import Path
 from queue import Empty
@@ -23,7 +23,7 @@ WORKER_SECONDS = 45.0  # without a sign of a worker's life, after which it count
 SECONDS_BETWEEN_SIGNS = 1.0
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_AFTER_TERM = 5  # that a worker goes on after SIGTERM, so that the training can save before it is missed
-SECONDS_AFTER_KILL = 10.0  # that are waited for the end; a process that waits for a disk which is gone has none
+SECONDS_AFTER_KILL = 10.0  # that are waited for: a process that waits for a disk which is gone does not end
 BYTES_OF_REASON = 1000
 BATCHES_WAITING, BATCHES_WAITING_FOR_VALIDATION = 6, 3  # as nnU-Net
 FEWER = "fewer processes (nnUNet_n_proc_DA; 0 loads in the training itself)"
@@ -118,9 +118,11 @@ class LoaderOfWorker:
             self.signs.give_reason(self.worker, str(error))
             os._exit(1)
         except Exception as error:
-            traceback.print_exc()  # before the reason: whoever reads that ends this process
-            self.signs.give_reason(self.worker, f"{type(error).__name__}: {error}")
-            os._exit(1)
+            try:
+                traceback.print_exc()  # before the reason: whoever reads that ends this process
+            finally:
+                self.signs.give_reason(self.worker, f"{type(error).__name__}: {error}")
+                os._exit(1)
         self.signs.has_batch[self.worker] = True
         return batch
 
@@ -262,15 +264,20 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
 
     def close(self, at_once: bool = False) -> None:
         """End the workers; `at_once` without waiting for them. One that does not end is killed."""
-        processes = list(self._processes)
-        for process in processes if at_once else ():
-            process.kill()
-            process.join(SECONDS_AFTER_KILL)
+        self._processes = processes = [process for process in self._processes if process.pid is not None]
+        if at_once:
+            _kill(processes)
         self._finish()
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-                process.join(SECONDS_AFTER_KILL)
+        _kill(process for process in processes if process.is_alive())
+
+
+def _kill(processes: Iterable[multiprocessing.Process]) -> None:
+    killed = list(processes)
+    for process in killed:
+        process.kill()
+    deadline = time.monotonic() + SECONDS_AFTER_KILL
+    for process in killed:
+        process.join(max(0.0, deadline - time.monotonic()))
 
 
 def _remedy(reason: str) -> str:

@@ -201,8 +201,10 @@ class Networks:
                 module.train()
             one.lr_scheduler.step(epoch)
 
-    def restore_weight_norms(self) -> None:
-        """Let networks and teachers, which say the same as before, learn as fast as fresh ones."""
+    def begin_anew(self) -> None:
+        """Let networks and teachers, which say the same as before, learn as fast as fresh ones, without momentum."""
+        for one in self.trained.values():
+            one.optimizer.state.clear()
         for network in self.predictors().values():
             restore_weight_norms(bare(network))
 

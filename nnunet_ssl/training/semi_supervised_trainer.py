@@ -170,7 +170,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
         """Start an epoch's steps."""
         super().on_train_epoch_start()
         if self.stages.is_first_after_pretraining(self.current_epoch, self.num_epochs):
-            self.networks.restore_weight_norms()
+            self.networks.begin_anew()
         self.networks.start_epoch(self.current_epoch)
         self.step_of_epoch = 0
         self.skipped_steps.start_epoch()

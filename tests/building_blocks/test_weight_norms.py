@@ -57,7 +57,32 @@ def test_convolution_without_a_normalisation_stays():
 
 def test_weights_that_are_all_zero_stay():
     network = network_of(Case())
-    conv = convolutions_before_norms(network)[0]
-    nn.init.zeros_(conv.weight)
+    for conv in convolutions_before_norms(network):
+        nn.init.zeros_(conv.weight)
+        nn.init.ones_(conv.bias)
     restore_weight_norms(network)
-    assert torch.equal(conv.weight, torch.zeros_like(conv.weight))
+    for conv in convolutions_before_norms(network):
+        assert torch.equal(conv.weight, torch.zeros_like(conv.weight))
+        assert torch.equal(conv.bias, torch.ones_like(conv.bias))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(image))
+
+
+def test_outputs_with_running_statistics_stay():
+    block, image = Block(), torch.randn(4, 1, 9, 9)
+    with torch.no_grad():
+        block.conv.weight.mul_(5.0)
+    for _ in range(50):
+        block(image)
+    before = block.eval()(image)
+    restore_weight_norms(block)
+    assert block.conv.weight.detach().norm().item() == pytest.approx(4.0)
+    assert torch.allclose(block(image), before, atol=1e-3)
+    assert before.std() > 0.5

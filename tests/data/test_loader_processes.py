@@ -14,6 +14,7 @@ import torch
 
 from nnunet_ssl.data import in_processes, loader_processes
 from nnunet_ssl.data.loader_processes import WatchedAugmenter, WorkerFailure
+from nnunet_ssl.data.loaders import start_loader
 
 SECONDS = 2.0  # of a worker without a sign, in these tests
 SHM = "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
@@ -197,6 +198,22 @@ def test_training_that_was_stopped_as_a_whole_goes_on(start, monkeypatch):
     monkeypatch.setattr(loader_processes, "SECONDS_BETWEEN_SIGNS", 1.0)  # in this process
     threading.Timer(0.1, os.kill, (process.pid, signal.SIGCONT)).start()
     assert [int(next(augmenter)["data"]) for _ in range(20)] == [0] * 20
+
+
+def test_what_interrupts_a_start_is_raised_and_no_worker_is_left(monkeypatch):
+    begun, start_process = [], multiprocessing.Process.start
+
+    def start(process: multiprocessing.Process) -> None:
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        start_process(process)
+        begun.append(process)
+
+    monkeypatch.setattr(multiprocessing.Process, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        start_loader(Loader(), [1, 2, 3], pin_memory=False)
+    assert len(begun) == 2
+    assert not any(process.is_alive() for process in begun)
 
 
 def test_full_shared_memory_is_said_once(start, capfd):

@@ -134,7 +134,7 @@ def test_each_optimiser_is_clipped_and_scheduled_for_itself(tiny_dataset):
     assert list(trainer.networks.trained) == ["left", "right", "critic"]
     trainer.current_epoch = 2
     trainer.on_train_epoch_start()
-    share = (1 - 2 / 4) ** 0.9
+    share = (1 - 1 / 3) ** 0.9  # of the three epochs that follow the pre-training
     rates = [one.optimizer.param_groups[0]["lr"] for one in trainer.networks.trained.values()]
     assert rates == pytest.approx([0.01 * share, 0.01 * share, 1e-3 * share])
 

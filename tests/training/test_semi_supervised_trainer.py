@@ -804,11 +804,15 @@ def test_run_begins_anew_after_the_pretraining(tiny_dataset):
     weights = [lengthened(trainer.networks[name]) for name in ("student", "teacher")]
     image = torch.randn(2, 1, 16, 16)
     before = [trainer.networks.forward_pass(image, name).logits for name in ("student", "teacher")]
+    sum(parameter.sum() for parameter in trainer.network.parameters()).mul(0.0).backward()
+    trainer.optimizer.step()
+    assert trainer.optimizer.state
     trainer.current_epoch = 2
     trainer.on_train_epoch_start()
     for name, of_network, logits in zip(("student", "teacher"), weights, before, strict=True):
         assert all(float(one.norm()) == pytest.approx((2 * len(one)) ** 0.5) for one in of_network)
         assert torch.allclose(trainer.networks.forward_pass(image, name).logits, logits, atol=1e-3)
+    assert not trainer.optimizer.state
     assert trainer.optimizer.param_groups[0]["lr"] == trainer.logger.get_value("lrs", step=-1) == 0.01
     found = [float(weight.norm()) for weight in lengthened(trainer.networks["student"])]
     trainer.current_epoch = 3
