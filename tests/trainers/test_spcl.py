@@ -238,7 +238,7 @@ def test_one_unlabeled_image_has_nothing_to_be_compared_with(start):
     trainer, labeled, unlabeled = start("SPCL", 0.5, {"batch_size": 1})
     losses = {name: term for terms in trainer.training_losses(labeled, unlabeled) for name, term in terms.items()}
     assert losses["contrast_1"].item() == losses["contrast_2"].item() == 0.0
-    trainer, labeled, unlabeled = start("SPCL", 0.0, {"batch_size": 1})
+    trainer, labeled, unlabeled = start("SPCL", 0.0, {"batch_size": 1}, pretrain_weight=1.0)
     losses = list(trainer.pretraining_losses(labeled, unlabeled))
     assert sum(sum(terms.values()).item() for terms in losses) > 0.1, "a labeled and an unlabeled one are two"
 
