@@ -20,6 +20,7 @@ from nnunet_ssl.data.checksums import DamagedCaseError
 from nnunet_ssl.data.in_processes import end_with_parent
 
 WORKER_SECONDS = 45.0  # without a sign of a worker's life, after which it counts as hanging
+SECONDS_TO_BEGIN = 300.0  # that a worker may take at least: where it is no fork it imports all, perhaps over a network
 SECONDS_BETWEEN_SIGNS = 1.0
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_AFTER_TERM = 5  # that a worker goes on after SIGTERM, so that the training can save before it is missed
@@ -37,7 +38,8 @@ class Signs:
     """What the workers of a loader tell the training, in memory that all share: no file, no lock, no wait.
 
     Attributes:
-        alive: when each worker last ran, by the monotonic clock of the machine.
+        has_begun: whether each worker has given a sign at all.
+        alive: when each one last ran, by the monotonic clock of the machine.
         busy: when each one last worked on a batch or waited for a disk with it.
         has_batch: whether each one has a batch that it cannot hand over yet.
         says_all: whether the reason of each worker is all that there is to say.
@@ -46,7 +48,7 @@ class Signs:
     def __init__(self, workers: int) -> None:
         now = [time.monotonic()] * workers
         self.alive, self.busy = RawArray("d", now), RawArray("d", now)
-        self.has_batch, self.says_all = RawArray("b", workers), RawArray("b", workers)
+        self.has_begun, self.has_batch, self.says_all = (RawArray("b", workers) for _ in range(3))
         self._reasons = RawArray("c", workers * BYTES_OF_REASON)
 
     def give_reason(self, worker: int, reason: str) -> None:
@@ -135,7 +137,7 @@ class LoaderOfWorker:
         clock, used = _clock_of_main_thread(), None
         while True:
             now = time.monotonic()
-            self.signs.alive[self.worker] = now
+            self.signs.alive[self.worker], self.signs.has_begun[self.worker] = now, True
             before, used = used, None if clock is None else time.clock_gettime(clock)
             works = used is None or used != before or _waits_for_disk()
             if works and not self.signs.has_batch[self.worker]:
@@ -236,14 +238,14 @@ class WatchedAugmenter(NonDetMultiThreadedAugmenter):
         if self._problem(self._looked_at, waited) is None:
             return
         time.sleep(2 * SECONDS_BETWEEN_SIGNS)
-        problem = self._problem(time.monotonic(), waited)
-        if problem is not None:
+        if (problem := self._problem(time.monotonic(), waited)) is not None:
             self.close(at_once=True)
             raise WorkerFailure(problem)
 
     def _problem(self, now: float, waited: float) -> str | None:
-        limit, nobody_receives = self.worker_seconds, self.abort_event.is_set()
+        nobody_receives = self.abort_event.is_set()
         for worker, process in enumerate(self._processes):
+            limit = self.worker_seconds if self.signs.has_begun[worker] else max(self.worker_seconds, SECONDS_TO_BEGIN)
             name = f"process {process.pid}, which loads images,"
             reason = self.signs.reason(worker)
             if reason and self.signs.says_all[worker]:

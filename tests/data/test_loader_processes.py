@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSI
 
 class Loader:
     """Gives its worker's number; worker 0 does something else once when it is time."""
+
+    worker = 0
 
     def __init__(self, instead: Callable[[], object] | None = None) -> None:
         self.instead, self.is_time = instead, multiprocessing.Event()
@@ -179,6 +182,20 @@ def test_slow_worker_is_let_alone(start):
     augmenter, asked = start(computes), time.monotonic()
     while time.monotonic() - asked < 2.5 * SECONDS:
         next(augmenter)
+
+
+@pytest.mark.parametrize("seconds_to_begin", [0.0, 10 * SECONDS])
+def test_worker_has_time_to_begin(monkeypatch, seconds_to_begin):
+    """Where it is no fork, it imports everything before its first sign."""
+    monkeypatch.setattr(loader_processes, "SECONDS_TO_BEGIN", seconds_to_begin)
+    monkeypatch.setattr(loader_processes, "SECONDS_BETWEEN_SIGNS", 0.1)
+    monkeypatch.setattr(Loader, "set_thread_id", lambda *_: time.sleep(3 * SECONDS))
+    augmenter = WatchedAugmenter(Loader(), [0], False, SECONDS)
+    try:
+        with nullcontext() if seconds_to_begin else pytest.raises(WorkerFailure, match="has not run for 2 s"):
+            next(augmenter)
+    finally:
+        augmenter.close()
 
 
 def test_worker_that_waits_for_a_disk_is_let_alone(start, monkeypatch):
