@@ -44,7 +44,7 @@ def test_without_unlabeled_pairs_and_threshold_it_is_bcp(start, same_box, monkey
 
 def test_with_unlabeled_pairs_alone_it_is_fixmatch(start, same_box, monkeypatch):
     trainer, labeled, unlabeled = start("SSL", progress=0.5, unlabeled_pair_fraction=1.0, confidence_threshold=0.3)
-    weights = {"pseudo_label_weight": 1.0, "warmup_fraction": trainer.warmup_fraction, "confidence_threshold": 0.3}
+    weights = {"pseudo_label_weight": 1.0, "confidence_threshold": 0.3}
     other, *_ = start("FixMatch", progress=0.5, **weights)
     other.networks.load_state_dict(trainer.networks.state_dict())
     monkeypatch.setattr(mixing, "random_boxes", lambda *_: same_box)
