@@ -14,6 +14,7 @@ from subprocess import STDOUT, Popen
 from nnunet_ssl.benchmarking.experiment import length
 from nnunet_ssl.benchmarking.planning import Planned
 from nnunet_ssl.benchmarking.result_files import Result, code_of
+from nnunet_ssl.data.memory import KEPT_BLOCKS
 from nnunet_ssl.data.preprocessed_images import read_json, write_json_atomically
 from nnunet_ssl.training.interruption import signals_interrupt
 from nnunet_ssl.training.run_lock import LOCK, locked
@@ -91,12 +92,17 @@ class Trainings:
     def _environment(self, planned: Planned, place: Path) -> dict[str, str]:
         facts = planned.facts
         options = length(facts["setting"]) | {"seed": facts["seed"]} | facts["options"]
-        return os.environ | {
-            "nnUNet_preprocessed": str(place / "preprocessed"),
-            "nnUNet_results": str(place / "results"),
-            "OMP_NUM_THREADS": str(self.threads),
-            "nnUNet_ssl_options": " ".join(shlex.quote(f"{name}={value}") for name, value in options.items()),
-        }
+        kept = KEPT_BLOCKS if facts["device"] == "cpu" else {}
+        return (
+            kept
+            | os.environ
+            | {
+                "nnUNet_preprocessed": str(place / "preprocessed"),
+                "nnUNet_results": str(place / "results"),
+                "OMP_NUM_THREADS": str(self.threads),
+                "nnUNet_ssl_options": " ".join(shlex.quote(f"{name}={value}") for name, value in options.items()),
+            }
+        )
 
 
 def run_all(pending: Sequence[Planned], places: Places, jobs: int) -> list[int]:

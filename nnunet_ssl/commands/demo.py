@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_ssl.commands.trained_models import add_device_argument, device_of
+from nnunet_ssl.data.memory import KEPT_BLOCKS
 
 BASELINE, OURS = "nnUNetTrainer", "nnUNetTrainerBCP"
 DATASET_ID, DATASET = "900", "Dataset900_SyntheticOrgan"
@@ -119,7 +120,7 @@ class Stages:
         variables = {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         variables |= {"nnUNet_n_proc_DA": str(min(cores, 8)), "nnUNet_def_n_proc": str(min(cores, 8))}
         inherited = {k: v for k, v in os.environ.items() if k not in ("nnUNet_ssl_options", "NNUNET_SSL_DISCOVERY")}
-        return inherited | variables
+        return KEPT_BLOCKS | inherited | variables
 
     def run(self, command: str, *arguments: str) -> None:
         """Run one of nnU-Net's commands, its output in a log; raise a RuntimeError if it fails."""

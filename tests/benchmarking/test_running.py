@@ -13,6 +13,7 @@ import pytest
 from nnunet_ssl.benchmarking import running
 from nnunet_ssl.benchmarking.planning import plan_runs
 from nnunet_ssl.benchmarking.running import LOG, Trainings, prepare, run_all
+from nnunet_ssl.data.memory import KEPT_BLOCKS
 from nnunet_ssl.training.interruption import Interrupted
 from nnunet_ssl.training.run_lock import locked
 
@@ -35,6 +36,8 @@ def started(monkeypatch):
 def test_a_training_is_started_with_its_options_and_the_code_of_that_moment(
     comparison, places, started, monkeypatch, capsys
 ):
+    for name in KEPT_BLOCKS:
+        monkeypatch.delenv(name, raising=False)
     planned = plan_runs(replace(comparison, options={"ema_decay": "0.9"}, with_upper_bound=False))
     monkeypatch.setattr(running, "code_of", lambda trainer: {"commit": "later"})
     assert run_all(planned, places, jobs=1) == [0, 1]
@@ -45,6 +48,7 @@ def test_a_training_is_started_with_its_options_and_the_code_of_that_moment(
     length = "num_epochs=20 num_iterations_per_epoch=2 num_val_iterations_per_epoch=5 save_every=2 seed=1"
     assert environment["nnUNet_ssl_options"] == f"{length} ema_decay=0.9"
     assert environment["nnUNet_preprocessed"] == str(place / "preprocessed")
+    assert environment.items() >= KEPT_BLOCKS.items()
     assert json.loads((place / "facts.json").read_text())["code"] == {"commit": "later"}
     done, failed = capsys.readouterr().out.splitlines()
     assert done == f"hippocampus_2d_2labeled/{planned[0].run.name}: done"

@@ -56,11 +56,12 @@ def test_overwrite_removes_an_earlier_demo_and_nothing_else(tmp_path):
 def test_command_runs_in_folders_of_its_own(tmp_path, commands, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_raw", "/precious")
     monkeypatch.setenv("nnUNet_ssl_options", "consistency_weight=7")
-    commands("nnUNetv2_show", "echo $nnUNet_raw; echo ${nnUNet_ssl_options:-none}; echo $*")
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")
+    commands("nnUNetv2_show", "echo $nnUNet_raw; echo ${nnUNet_ssl_options:-none}; echo $MALLOC_MMAP_MAX_; echo $*")
     stages = demo.Stages(tmp_path)
     stages.run("nnUNetv2_show", "-i", str(tmp_path / "images"))
     (log,) = (tmp_path / "logs").iterdir()
-    assert log.read_text().splitlines() == [str(tmp_path / "nnUNet_raw"), "none", f"-i {tmp_path / 'images'}"]
+    assert log.read_text().splitlines() == [str(tmp_path / "nnUNet_raw"), "none", "7", f"-i {tmp_path / 'images'}"]
     assert capsys.readouterr().out.splitlines()[0] == "$ nnUNetv2_show -i images"
     assert len(stages.seconds) == 1
 
