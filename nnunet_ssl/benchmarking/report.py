@@ -7,7 +7,7 @@ from statistics import mean
 from nnunet_ssl.benchmarking.planning import Comparison, Planned
 from nnunet_ssl.benchmarking.result_files import ALL_LABELED, BASELINE, DEFAULT, Run
 from nnunet_ssl.benchmarking.rows import Row, Table, dice_of_cases, remarks, rows_of
-from nnunet_ssl.benchmarking.tables import NOTHING, section_of
+from nnunet_ssl.benchmarking.tables import NOTHING, named, section_of
 
 HOW_TO_READ = (
     "Dice, over the labels of a case, then over the validation cases. The difference is paired over the cases; its "
@@ -50,12 +50,12 @@ def overview_of(rows: dict[str, list[Row]]) -> str:
     ordered = sorted(keys, key=lambda key: key[1] == ALL_LABELED)  # at the end, as in the other tables
     lines = [["trainer", *rows], ["---"] * (1 + len(rows))]
     for trainer, variant in ordered:
-        cells = []
+        cells, name = [], ""
         for of_table in rows.values():
             found = [row for row in of_table if (row.trainer, row.variant) == (trainer, variant)]
             cells.append(dice_cell(found[0]) if found else "")
-        words = {DEFAULT: "", ALL_LABELED: ", all labeled"}.get(variant, f", {variant}")
-        lines.append([f"`{trainer}`{words}", *cells])
+            name = named(next(iter(found[0].results.values()))) if found else name
+        lines.append([f"`{trainer}`, all labeled" if variant == ALL_LABELED else name, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

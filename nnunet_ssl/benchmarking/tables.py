@@ -5,7 +5,7 @@ from math import isnan
 from statistics import mean
 from typing import Any
 
-from nnunet_ssl.benchmarking.result_files import ALL_LABELED, BASELINE, DEFAULT
+from nnunet_ssl.benchmarking.result_files import ALL_LABELED, BASELINE, DEFAULT, Result
 from nnunet_ssl.benchmarking.rows import Row, Table, dice_of_cases, predictions
 from nnunet_ssl.evaluation.comparison import patients_of
 from nnunet_ssl.evaluation.paired_statistics import bootstrap_interval, paired_difference
@@ -80,9 +80,15 @@ def words_of_fold(fold: str) -> str:
 
 def trainer_cell(row: Row) -> dict[str, str]:
     """Return the trainer and its variant."""
-    first = next(iter(row.results.values()))
-    words = f"all {first['split']['labeled']} labeled" if row.variant == ALL_LABELED else row.variant.replace(",", ", ")
-    return {"trainer": f"`{row.trainer}`" + ("" if row.variant == DEFAULT else f", {words}")}
+    return {"trainer": named(next(iter(row.results.values())))}
+
+
+def named(result: Result) -> str:
+    """Return trainer and variant of a result; options as they were given, where the name of a file lacks characters."""
+    options = (f"{name}={value}" for name, value in sorted(result["options"].items()))
+    all_of_them = [f"all {result['split']['labeled']} labeled"] if result["variant"] == ALL_LABELED else []
+    words = [*all_of_them, *options] or [result["variant"]]
+    return ", ".join([f"`{result['trainer']}`", *(() if words == [DEFAULT] else words)])
 
 
 def seed_cells(row: Row) -> dict[str, str]:
@@ -103,15 +109,13 @@ def rival_cell(row: Row) -> dict[str, str]:
     """Return the mean difference to the table's rival, with its interval over draws of labeled cases, then patients."""
     if row.rival is None:
         return {"difference to the rival": ""}
-    first = next(iter(row.rival.values()))
-    name = f"`{first['trainer']}`" + ("" if first["variant"] == DEFAULT else f", {first['variant']}")
-    text = ""
+    first, text = next(iter(row.rival.values())), ""
     if row.results is not row.rival:
         ours, theirs = predictions(row.results), predictions(row.rival)
         patients, _ = patients_of(list(first["dice"]), first["setting"]["patient_pattern"])
         low, high = bootstrap_interval(ours, theirs, patients)
         text = f"{paired_difference(ours, theirs, patients).mean:+.4f} ({low:+.4f} to {high:+.4f})"
-    return {f"difference to {name} (95 % interval over draws and cases)": text}
+    return {f"difference to {named(first)} (95 % interval over draws and cases)": text}
 
 
 def cost_cell(row: Row) -> dict[str, str]:

@@ -29,3 +29,14 @@ def meta_labels(
         found = groups_where_they_occur(cases, phase_pattern)
         labels["phase"] = [found[case] for case in cases]
     return labels
+
+
+def refuse_pattern_of_one_phase(phase_pattern: str | None, cases: Iterable[str]) -> None:
+    """Raise a ValueError if a phase_pattern finds the same, or nothing, in all cases, so that it tells none apart."""
+    found = groups_where_they_occur(cases, phase_pattern) if phase_pattern is not None else {}
+    if len(found) > 1 and len(set(found.values())) == 1:
+        what = next(iter(found.values()))
+        raise ValueError(
+            f"phase_pattern is a regular expression that finds something in the names of cases of one phase alone, and "
+            f"{phase_pattern} finds {'nothing' if what is None else what} in all {len(found)}, {min(found)} for example"
+        )

@@ -25,6 +25,7 @@ from nnunet_ssl.data.loaders import (
     divide_workers,
     start_loader,
 )
+from nnunet_ssl.data.meta_labels import refuse_pattern_of_one_phase
 from nnunet_ssl.data.older_conversions import older_conversion
 from nnunet_ssl.data.plans_file import refuse_bad_plans
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
@@ -145,7 +146,8 @@ class TwoStreamTrainer(MirroringTrainer):
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
         dataset = self._unlabeled_images(self._collect_pool())
         labeled, validation = self._loaders_of_nnunet()
-        bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches
+        refuse_pattern_of_one_phase(getattr(self, "phase_pattern", None), [*labeled.indices, *dataset.identifiers])
+        bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches, as is the pattern
         foreground = self.pseudo_foreground_probability
         unlabeled = UnlabeledLoader(dataset, labeled, self.label_manager, self.VIEWS, bins, foreground)
         if self.seed is not None:

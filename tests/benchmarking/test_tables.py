@@ -156,6 +156,13 @@ def test_a_variant_and_a_changed_tree_are_said(finished):
     assert row.endswith("| ba9876543210 and changes, 0123456789ab |")
 
 
+def test_options_are_named_as_they_were_given(finished):
+    cases, options = dict.fromkeys([f"case{number}" for number in range(6)], 0.4), {"phase_pattern": "frame01$"}
+    for seed in (1, 2):
+        write(finished, "nnUNetTrainerSPCL", seed, cases, "phase_pattern=frame01-", options=options)
+    assert any(line.startswith("| `nnUNetTrainerSPCL`, phase_pattern=frame01$ | 0.4") for line in lines(finished))
+
+
 def test_stale_results_are_named_and_shown(finished):
     """Their digest of 64 zeros is not that of the file."""
     assert "stale: mine/nnUNetTrainerBCP__default__seed2" in remarks({"mine": TABLE}, finished)

@@ -25,6 +25,7 @@ def write(place: Path, trainer: str, seed: int, dice: dict, variant: str = "defa
     result = {
         "trainer": trainer,
         "variant": variant,
+        "options": dict(option.split("=") for option in variant.split(",") if "=" in option),
         "seed": seed,
         "device": "cpu",
         "setting": SETTING,

@@ -1,6 +1,8 @@
+import re
+
 import pytest
 
-from nnunet_ssl.data.meta_labels import meta_labels
+from nnunet_ssl.data.meta_labels import meta_labels, refuse_pattern_of_one_phase
 from nnunet_ssl.data.places import Place
 
 
@@ -41,3 +43,16 @@ def test_no_images_have_empty_labels():
 def test_phase_pattern_that_is_no_regular_expression_is_refused():
     with pytest.raises(ValueError, match=r"'\(' is no regular expression"):
         meta_labels((), 3, None, "(")
+
+
+@pytest.mark.parametrize(("pattern", "found"), [("frame03", "nothing"), ("frame", "frame"), (r"patient(\d)", "0")])
+def test_phase_pattern_that_tells_no_cases_apart_is_refused(pattern, found):
+    cases = [place.case for place in PLACES]
+    with pytest.raises(ValueError, match=f"{re.escape(pattern)} finds {found} in all 3, patient01_frame01 for example"):
+        refuse_pattern_of_one_phase(pattern, cases)
+
+
+@pytest.mark.parametrize("pattern", [None, "frame01$", r"frame(\d+)"])
+def test_phase_pattern_that_tells_cases_apart_is_taken(pattern):
+    refuse_pattern_of_one_phase(pattern, [place.case for place in PLACES])
+    refuse_pattern_of_one_phase(pattern, ["a case alone"])

@@ -307,6 +307,11 @@ def test_settings_that_mean_nothing_are_refused(tiny_dataset, option, message):
         make_trainer(tiny_dataset(), TRAINER, **option).initialize()
 
 
+def test_phase_pattern_that_tells_no_cases_apart_is_refused_before_the_first_step(tiny_dataset):
+    with pytest.raises(ValueError, match="phase_pattern .* frame01- finds nothing in all"):
+        make_trainer(tiny_dataset(), TRAINER, phase_pattern="frame01-").on_train_start()
+
+
 def test_wrong_meta_labels_end_with_lower_weights_than_right_ones(begin):
     """Two kinds of images, striped along one axis or the other; one of each four has the other kind's position."""
     trainer, labeled, unlabeled = begin(0.0, {"dim": 2, "batch_size": 8}, patient_weight=0.0, num_epochs=1)
