@@ -45,7 +45,7 @@ class nnUNetTrainerERSR(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     segmentation_weight = 2.0  # λ of the pseudo-label; authors' code has 1, x2 for nnU-Net's loss scale
     perturbed_weight = 2.0  # λ of s_i against s; as above
     mirrored_weight = 2.0  # λ of s_i against its mirror image; as above
-    kept_fraction = 0.5  # K after the warm-up, 1 at the end; authors' code; 1 filters nothing
+    kept_fraction = 0.5  # K after the warm-up, 1 at the end; authors' code; from 1 on only masks below 1 % are left out
     head_threshold = 0.6  # τ; authors' code
     refines = True  # false: p' = p, and the ellipse gives the axis alone; ours, to compare with
     overlap_fraction = 0.8  # intersection over union of ellipse and mask at least; reconstructed
