@@ -17,7 +17,7 @@ from pathlib import Path
 from nnunet_ssl.commands.trained_models import add_device_argument, device_of
 from nnunet_ssl.data.memory import KEPT_BLOCKS
 
-BASELINE, OURS = "nnUNetTrainer", "nnUNetTrainerBCP"
+BASELINE, OURS = "nnUNetTrainer", "nnUNetTrainerSSL"
 DATASET_ID, DATASET = "900", "Dataset900_SyntheticOrgan"
 RAW = Path("nnUNet_raw", DATASET)  # by which an earlier demo's folder is known
 LOGS, PICTURE = "logs", "demo.png"
