@@ -14,7 +14,7 @@ from nnunet_ssl.data.dataset_reader import DatasetReader, quiet, refuse_unusable
 from nnunet_ssl.data.image_fit import refuse_unfit
 from nnunet_ssl.data.raw_files import channel_problem
 from nnunet_ssl.evaluation.label_priority import Uncertainty, measure_uncertainty
-from nnunet_ssl.training.checkpoints import load_model
+from nnunet_ssl.training.checkpoints import load_model, networks_in
 from nnunet_ssl.training.safe_loading import nnunet_loads_without_code
 
 
@@ -121,11 +121,15 @@ def refuse_missing_trainer(name: str, file: Path) -> None:
 
 
 def other_network(checkpoint: dict, weights: dict) -> dict | None:
-    """Return the weights of a second network that the training had, of the same architecture; None without one."""
-    parts = checkpoint.get("nnunet_ssl", {}).get("parts", {})
-    for part in parts.values():
-        if part.keys() == weights.keys() and any(not torch.equal(part[name], weights[name]) for name in weights):
-            return part
+    """Return the weights of a second network that the training had, of the same architecture; None without one.
+
+    A student and its teacher are one network.
+    """
+    networks = networks_in(checkpoint)
+    for other in networks.values() if len(networks) > 1 else ():
+        fits = other.keys() == weights.keys() and all(other[name].shape == weights[name].shape for name in weights)
+        if fits and any(not torch.equal(other[name], weights[name]) for name in weights):
+            return other
     return None
 
 

@@ -3,9 +3,10 @@
 import copy
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,6 +117,14 @@ def load_model(filename: str | Path) -> dict:
     if not isinstance(checkpoint["init_args"], dict) or "configuration" not in checkpoint["init_args"]:
         raise ValueError(f"{filename} does not say of which configuration it is: its init_args are damaged")
     return checkpoint
+
+
+def networks_in(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """Return the weights of the networks of a training, by name; where it has several teachers, of these."""
+    ours = checkpoint.get("nnunet_ssl", {})
+    of_earlier_versions = {k: part for k, part in ours.get("parts", {}).items() if k in ("student", "second")}
+    teachers = ours.get("teachers", {})
+    return teachers if len(teachers) > 1 else ours.get("networks", of_earlier_versions)
 
 
 def refuse_missing(checkpoint: dict, keys: Iterable[str], filename: str | Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nnunet_ssl.building_blocks.second_network import other_architecture
 from nnunet_ssl.data.raw_files import read_json_file
 from nnunet_ssl.data.whole_files import replacing
-from nnunet_ssl.training.checkpoints import load_model
+from nnunet_ssl.training.checkpoints import load_model, networks_in
 
 # What nnU-Net's prediction reads of dataset.json. Anything else may name cases, people or places.
 DATASET_KEYS = (
@@ -135,10 +135,7 @@ def write_models(
 
 def networks_of(checkpoint: dict[str, Any], file: Path) -> dict[str, Weights]:
     """Return the weights of all networks of a method that trains several; those of its teachers, if it has several."""
-    ours = checkpoint.get("nnunet_ssl", {})
-    earlier = {name: part for name, part in ours.get("parts", {}).items() if name in ("student", "second")}
-    teachers, networks = ours.get("teachers", {}), ours.get("networks", earlier)
-    found = teachers if len(teachers) > 1 else networks
+    found = networks_in(checkpoint)
     if len(found) < 2:
         raise ValueError(f"{checkpoint['trainer_name']} trains one network: export {file} without --ensemble")
     return found

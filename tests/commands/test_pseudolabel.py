@@ -1,13 +1,16 @@
 import csv
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 
 from nnunet_ssl.commands.cli import main
 from nnunet_ssl.commands.pseudolabel import Finished, marks
+from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from tests.data.test_unlabeled_preprocessing import write_image
@@ -51,6 +54,18 @@ def test_every_scan_is_predicted_and_ranked(dataset, tmp_path, capsys):
             assert float(row[f"volume_ml_{name}"]) == pytest.approx(volume, rel=1e-4)
         assert 0 <= float(row["entropy"]) <= 1 or row["entropy"] == "nan"
     assert f"most uncertain: {rows[0]['case']}, {rows[1]['case']}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "differs"), [("MeanTeacher", False), ("CPS", True), ("CAD", True), ("MEDL", False)])
+def test_two_networks_of_one_architecture_may_disagree(tiny_dataset, name, differs):
+    """A student and its teacher are one network; MEDL's second one is of another architecture."""
+    model = finished_run(tiny_dataset(), find_trainer(f"nnUNetTrainer{name}"))
+    predictor = PoolPredictor(model, "0", "checkpoint_final.pth", torch.device("cpu"))
+    assert (predictor.other_weights is not None) == differs
+    image = SimpleITK.GetImageFromArray(np.random.default_rng(0).normal(size=(18, 20, 22)).astype(np.float32))
+    file = model / "scan_0000.nii.gz"
+    SimpleITK.WriteImage(image, str(file))
+    assert math.isfinite(predictor.predict([file]).uncertainty.disagreement) == differs
 
 
 def test_wrong_use_is_one_sentence(dataset, tmp_path, capsys):
