@@ -41,10 +41,11 @@ def run(options: argparse.Namespace) -> int:
     name = dataset_name(options.d)
     raw = RawDataset.open(Path(os.environ["nnUNet_raw"], name))
     preprocessed = Path(os.environ["nnUNet_preprocessed"], name)
-    if options.labels is not None and not Path(options.labels).is_dir():
-        raise ValueError(f"--labels takes a folder that exists, got {options.labels!r}")
     labels = Path(options.labels) if options.labels is not None else raw.folder / LABELS
     adoption = Adoption(raw, list(dict.fromkeys(options.cases)), labels)
+    are_moved = all(adoption.label_of(case).is_file() for case in adoption.cases)  # an emptied labelsHidden is gone
+    if options.labels is not None and not labels.is_dir() and not are_moved:
+        raise ValueError(f"--labels takes a folder that exists, got {options.labels!r}")
     # In the raw data set, too: nnU-Net's planner compares the two, where there are two.
     files = [folder / "splits_final.json" for folder in (preprocessed, raw.folder)]
     splits = {file: folds_in(file) for file in files if file.exists()}
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
     adoption.carry_out()
     lines = list(change_splits(adoption, splits))
     lines += preprocess_adopted(adoption, preprocessed)
+    lines += note_of_cascades(adoption, preprocessed) if folds else []
     adoption.finish()
     pool = len(raw.images("imagesUn"))
     print(f"adopted: {some(adoption.cases)}; {len(raw.labels())} labeled cases, {pool} in imagesUn")
@@ -112,6 +114,20 @@ def preprocess_adopted(adoption: "Adoption", preprocessed: Path) -> list[str]:
     for case in adoption.cases if references.is_dir() else ():
         copy(adoption.label_of(case), references / f"{case}{adoption.raw.ending}")
     return [f"preprocessed for {', '.join(done)}", *lines] if done else lines
+
+
+def note_of_cascades(adoption: "Adoption", preprocessed: Path) -> list[str]:
+    """Say which configurations cannot be trained with the cases: second stages, for which a fold has to validate them."""
+    from nnunet_ssl.data.plans_file import configurations_of, plans_problem, read_plans
+    from nnunet_ssl.data.raw_files import some
+
+    plans = [read_plans(file) for file in sorted(preprocessed.glob("*.json")) if plans_problem(file) is None]
+    names = [name for one in plans for name, of in configurations_of(one).items() if of.previous_stage_name is not None]
+    return [
+        f"{name} cannot be trained with {some(adoption.cases)}: no fold validates them, so that no first stage "
+        "segments them; other configurations can"
+        for name in dict.fromkeys(names)
+    ]
 
 
 def preprocessed_configurations(preprocessed: Path) -> "Iterator[tuple[PlansManager, str, Path]]":

@@ -9,12 +9,15 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from nnunet_ssl.commands.going_on import DEFAULT_PLANS
+
 if TYPE_CHECKING:
     from nnunet_ssl.conversion.pseudolabeled_dataset import LabeledFold
     from nnunet_ssl.data.raw_files import RawDataset
     from nnunet_ssl.evaluation.label_priority import Uncertainty
 
 ALL = "100%"
+PLANNED, CASCADE = ("2d", "3d_lowres", "3d_fullres"), "3d_cascade_fullres"  # configurations that nnU-Net plans itself
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,21 @@ class NewDataset:
         """Give nnU-Net's commands that train with it."""
         from nnunet_ssl.data.dataset_names import RESIDUAL_ENCODER_PLANS, id_of, planning_command
 
-        name, known = self.folder.name, RESIDUAL_ENCODER_PLANS.fullmatch(plans) is not None
-        yield f"next: {planning_command(name, plans)}"
-        more = f" -p {quote(plans)}" if known else ""
-        yield f"then: nnUNetv2_train {id_of(name)} {quote(configuration)} 0{more}"
+        name, number = self.folder.name, id_of(self.folder.name)
+        if configuration == CASCADE:
+            yield "a cascade needs folds that validate each labeled case, and this data set has one: train without it"
+            configuration = "3d_fullres"
+        is_known = plans == DEFAULT_PLANS or RESIDUAL_ENCODER_PLANS.fullmatch(plans) is not None
+        if is_known and configuration in PLANNED:
+            yield f"next: {planning_command(name, plans)}"
+        else:
+            original = id_of(self.words["dataset"])
+            moved = f"-s {original} -t {number} -sp {quote(plans)} -tp {quote(plans)}"
+            yield f"next: {planning_command(name)} --no_pp"
+            yield f"then: nnUNetv2_move_plans_between_datasets {moved}"
+            yield f"then: nnUNetv2_preprocess -d {number} -plans_name {quote(plans)} -c {quote(configuration)}"
+        more = "" if plans == DEFAULT_PLANS else f" -p {quote(plans)}"
+        yield f"then: nnUNetv2_train {number} {quote(configuration)} 0{more}"
 
 
 def score(one: "Uncertainty") -> dict[str, Any]:
@@ -117,6 +131,8 @@ def new_dataset(
     raw = RawDataset.open(Path(os.environ["nnUNet_raw"], name))
     preprocessed = Path(os.environ["nnUNet_preprocessed"], name)
     folder = dataset_folder(options.as_dataset, name, words)
+    if not os.access(folder.parent, os.W_OK):
+        raise ValueError(f"{folder.parent} cannot be written: --as-dataset makes {folder.name} in it")
     fold = labeled_fold(raw, preprocessed / "splits_final.json", options.f)
     refuse_labeled_scans(raw, preprocessed, list(files), fold)
     warn_of_changed_split(checkpoint, fold)

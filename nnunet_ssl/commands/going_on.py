@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 FINAL = "checkpoint_final.pth"
+DEFAULT_PLANS = "nnUNetPlans"  # of nnU-Net, where -p names none
 FIRST_CHOICE = "nnUNetTrainerSSL"  # README.md recommends it
 
 
@@ -22,14 +23,16 @@ def how_to_go_on(dataset: str, preprocessed: Path) -> Iterator[str]:
             continue
         yield from from_model(dataset, final, checkpoint)
         return
-    plans = preprocessed / "nnUNetPlans.json"
-    if plans_problem(plans) is not None:
-        yield f"next: {planning_command(dataset)}"
-        configurations = ["3d_fullres"]
-    else:
+    configurations, more = ["3d_fullres"], ""
+    found = [file for file in sorted(preprocessed.glob("*.json")) if plans_problem(file) is None]
+    if found:
+        plans = min(found, key=lambda file: file.stem != DEFAULT_PLANS)
         configurations = list(configurations_of(read_plans(plans)))
+        more = "" if plans.stem == DEFAULT_PLANS else f" -p {quote(plans.stem)}"
+    else:
+        yield f"next: {planning_command(dataset)}"
     configuration = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
-    yield f"then train: nnUNetv2_train {quote(dataset)} {quote(configuration)} 0 -tr {FIRST_CHOICE}"
+    yield f"then train: nnUNetv2_train {quote(dataset)} {quote(configuration)} 0 -tr {FIRST_CHOICE}{more}"
 
 
 def finished_trainings(dataset: str) -> list[Path]:

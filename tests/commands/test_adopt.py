@@ -156,9 +156,12 @@ def test_what_was_preprocessed_without_a_label_is_gone_and_training_goes_on(data
         assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
 
 
+@pytest.mark.parametrize("labels", ["labelsUn", "labelsHidden"])
 @pytest.mark.parametrize("dataset", ["pictures"], indirect=True)
-def test_interrupted_at_any_file_the_same_words_finish_it(dataset, tmp_path, monkeypatch, capsys):
+def test_interrupted_at_any_file_the_same_words_finish_it(dataset, labels, tmp_path, monkeypatch, capsys):
     """Between any two changes of files; what the first call has done is not done twice."""
+    (raw_of(dataset) / "labelsUn").rename(raw_of(dataset) / labels)
+    words = ["scan0", "scan1", *(["--labels", str(raw_of(dataset) / labels)] if labels == "labelsHidden" else [])]
     assert main(["preprocess", "-d", "999", "-np", "1"]) == 0
     shutil.copytree(dataset.root, tmp_path / "before")
 
@@ -166,7 +169,7 @@ def test_interrupted_at_any_file_the_same_words_finish_it(dataset, tmp_path, mon
         shutil.rmtree(dataset.root)
         shutil.copytree(tmp_path / "before", dataset.root)
 
-    assert adopt_cases("scan0", "scan1") == 0
+    assert adopt_cases(*words) == 0
     expected = contents(dataset.root)
     for at in range(1000):
         restore()
@@ -176,11 +179,11 @@ def test_interrupted_at_any_file_the_same_words_finish_it(dataset, tmp_path, mon
                 patched.setattr(Path, name, interruption.in_place_of(getattr(Path, name)))
             saving = interruption.in_place_of(DefaultPreprocessor.run_case_save)
             patched.setattr(DefaultPreprocessor, "run_case_save", saving)
-            assert adopt_cases("scan0", "scan1") == (130 if interruption.happened else 0)
+            assert adopt_cases(*words) == (130 if interruption.happened else 0)
         if not interruption.happened:
             break
         is_done = all(one.get("finished") for one in journal(dataset).values()) and bool(journal(dataset))
-        assert adopt_cases("scan0", "scan1") == (2 if is_done else 0), at
+        assert adopt_cases(*words) == (2 if is_done else 0), at
         assert contents(dataset.root) == expected, at
         capsys.readouterr()
     assert at > 30
@@ -388,6 +391,20 @@ def test_older_format_is_left_to_nnunet(dataset, capsys):
     assert not list(dataset.labeled_folder.glob("scan0*"))
 
 
+def test_cascades_cannot_be_trained_with_adopted_cases(dataset, capsys):
+    file = dataset.folder / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    stage = plans["configurations"]["3d_fullres"]
+    plans["configurations"] |= {
+        "3d_lowres": stage | {"data_identifier": "lowres", "next_stage": "3d_cascade_fullres"},
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    file.write_text(json.dumps(plans))
+    assert adopt_cases("scan0", "scan1") == 0
+    note = "3d_cascade_fullres cannot be trained with scan0, scan1: no fold validates them, so that no first stage"
+    assert note in capsys.readouterr().out
+
+
 # ---- how to go on ----
 
 
@@ -445,6 +462,15 @@ def test_values_with_spaces_are_quoted(dataset, tmp_path, monkeypatch):
     trainer.initialize()
     expected = f"{DATASET}/nnUNetTrainerMeanTeacher__nnUNetPlans__3d_fullres/former_fold_0/checkpoint_final.pth"
     assert trainer.init_checkpoint == str(tmp_path / "my results" / expected)
+
+
+def test_plans_of_any_name_are_named(dataset):
+    file = dataset.folder / "nnUNetPlans.json"
+    file.rename(dataset.folder / "nnUNetResEncUNetLPlans.json")
+    command = f"nnUNetv2_train {DATASET} 3d_fullres 0 -tr nnUNetTrainerSSL"
+    assert lines(dataset) == [f"then train: {command} -p nnUNetResEncUNetLPlans"]
+    shutil.copy(dataset.folder / "nnUNetResEncUNetLPlans.json", file)
+    assert lines(dataset) == [f"then train: {command}"]
 
 
 def test_damaged_models_are_passed_over(dataset):

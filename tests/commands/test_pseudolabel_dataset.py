@@ -20,6 +20,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import (
 from nnunetv2.run.run_training import get_trainer_from_args
 from skimage import io
 
+from nnunet_ssl.commands.as_dataset import NewDataset
 from nnunet_ssl.commands.cli import main
 from nnunet_ssl.conversion import pseudolabeled_dataset, raw_dataset
 from nnunet_ssl.conversion.pseudolabeled_dataset import LabeledFold, Scan, accepted_scans, write_dataset
@@ -172,6 +173,56 @@ def test_data_set_holds_true_labels_and_accepted_pseudo_labels(dataset, tmp_path
     assert f"{new}: 2 of 3 scans with their pseudo-label, 4 labeled cases, of which 2 validate" in said
     training = f"then: nnUNetv2_train 127 {dataset.case.configuration} 0\n"
     assert f"next: nnUNetv2_plan_and_preprocess -d 127 --verify_dataset_integrity\n{training}" in said
+
+
+PLANS_ANEW = "next: nnUNetv2_plan_and_preprocess -d 127 --verify_dataset_integrity"
+
+
+@pytest.mark.parametrize(
+    ("plans", "configuration", "expected"),
+    [
+        (
+            "nnUNetResEncUNetLPlans",
+            "3d_fullres",
+            [
+                "next: nnUNetv2_plan_and_preprocess -d 127 -pl nnUNetPlannerResEncL --verify_dataset_integrity",
+                "then: nnUNetv2_train 127 3d_fullres 0 -p nnUNetResEncUNetLPlans",
+            ],
+        ),
+        (
+            "SMALLER",
+            "2d",
+            [
+                f"{PLANS_ANEW} --no_pp",
+                "then: nnUNetv2_move_plans_between_datasets -s 27 -t 127 -sp SMALLER -tp SMALLER",
+                "then: nnUNetv2_preprocess -d 127 -plans_name SMALLER -c 2d",
+                "then: nnUNetv2_train 127 2d 0 -p SMALLER",
+            ],
+        ),
+        (
+            "nnUNetPlans",
+            "2d_coarse",
+            [
+                f"{PLANS_ANEW} --no_pp",
+                "then: nnUNetv2_move_plans_between_datasets -s 27 -t 127 -sp nnUNetPlans -tp nnUNetPlans",
+                "then: nnUNetv2_preprocess -d 127 -plans_name nnUNetPlans -c 2d_coarse",
+                "then: nnUNetv2_train 127 2d_coarse 0",
+            ],
+        ),
+        (
+            "nnUNetPlans",
+            "3d_cascade_fullres",
+            [
+                "a cascade needs folds that validate each labeled case, and this data set has one: train without it",
+                PLANS_ANEW,
+                "then: nnUNetv2_train 127 3d_fullres 0",
+            ],
+        ),
+    ],
+)
+def test_how_plain_nnunet_trains_with_it(plans, configuration, expected):
+    new = NewDataset(Path("Dataset127_Hearts_Pseudolabeled"), None, None, 1, {"dataset": "Dataset027_Hearts"})
+    assert list(new.next_commands(plans, configuration)) == expected
 
 
 def test_origin_says_whose_each_label_is(dataset, tmp_path):
