@@ -117,7 +117,7 @@ def preprocess_adopted(adoption: "Adoption", preprocessed: Path) -> list[str]:
 
 
 def note_of_cascades(adoption: "Adoption", preprocessed: Path) -> list[str]:
-    """Say which configurations cannot be trained with the cases: second stages, for which a fold has to validate them."""
+    """Say which configurations cannot be trained with the cases: second stages, whose cases a fold has to validate."""
     from nnunet_ssl.data.plans_file import configurations_of, plans_problem, read_plans
     from nnunet_ssl.data.raw_files import some
 
