@@ -1,6 +1,7 @@
 """What all trainings of an experiment share: data set, network, length, and how labeled cases are chosen."""
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.benchmarking.splits import REPORT_FOLD, TUNE_FOLD, Split, draw_split, own_split, pattern_of
 from nnunet_ssl.data.raw_files import read_json_file
+from nnunet_ssl.data.stamps import folder_of, state_folder
 from nnunet_ssl.training.options import host_defaults
 
 EPOCHS = 20  # into which steps are divided: nnU-Net validates and lowers its learning rate once in each
@@ -110,12 +112,17 @@ class Experiment:
     def lay_preprocessed(self, target: Path, split: Split) -> None:
         """Lay a folder that shares the cases with the data set's own and has its own plans and split."""
         target.mkdir(parents=True, exist_ok=True)
+        plans = self.smaller_plans()
+        if Path(os.environ.get("nnUNet_raw", ""), self.source.name, "imagesUn").is_dir():  # for all trainings, by one
+            unlabeled = folder_of(self.source, plans["configurations"][self.configuration]["data_identifier"])
+            for folder in (unlabeled, state_folder(unlabeled)):
+                folder.mkdir(exist_ok=True)
         for item in self.source.iterdir():
             if item.is_dir() and not (target / item.name).exists():
                 (target / item.name).symlink_to(item.resolve())
         for name in ("dataset.json", "dataset_fingerprint.json"):
             (target / name).write_bytes((self.source / name).read_bytes())
-        (target / f"{self.plans}.json").write_text(json.dumps(self.smaller_plans()))
+        (target / f"{self.plans}.json").write_text(json.dumps(plans))
         (target / "splits_final.json").write_text(json.dumps([split], indent=1))
 
 

@@ -5,11 +5,14 @@ import shlex
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import STDOUT, Popen
+
+import torch
 
 from nnunet_ssl.benchmarking.experiment import length
 from nnunet_ssl.benchmarking.planning import Planned
@@ -41,13 +44,16 @@ class Trainings:
     Attributes:
         places: where they write.
         threads: that torch may use in each.
+        gpus: that they share, as CUDA_VISIBLE_DEVICES names them, each training one; without any they have all.
     """
 
     places: Places
     threads: int
+    gpus: Sequence[str] = ()
     has_ended: bool = False
     _processes: list[Popen] = field(default_factory=list)
     _starting: threading.RLock = field(default_factory=threading.RLock)  # a signal may come while one is handled
+    _trained_on: Counter[str] = field(default_factory=Counter)
 
     def run(self, planned: Planned) -> int:
         """Run one training to its end and return its exit code; its output goes to a file."""
@@ -78,31 +84,38 @@ class Trainings:
 
     def _run(self, planned: Planned, place: Path) -> int:
         files = [str(run.file(self.places.results)) for run in planned.runs]
+        gpu = self._take_gpu() if planned.facts["device"] == "cuda" else None
         command = [sys.executable, "-P", "-m", "nnunet_ssl.benchmarking.one_training", str(place), *files]
         with (place / LOG).open("a") as log:
             with self._starting:
                 if self.has_ended:
                     return 1
-                process = Popen(command, stdout=log, stderr=STDOUT, env=self._environment(planned, place))
+                process = Popen(command, stdout=log, stderr=STDOUT, env=self._environment(planned, place, gpu))
                 self._processes.append(process)
             code = process.wait()
         self._processes.remove(process)
+        self._trained_on[gpu] -= 1
         return code
 
-    def _environment(self, planned: Planned, place: Path) -> dict[str, str]:
+    def _take_gpu(self) -> str | None:
+        """Return the GPU on which the fewest train."""
+        with self._starting:
+            gpu = min(self.gpus, key=lambda one: self._trained_on[one], default=None)
+            self._trained_on[gpu] += 1
+            return gpu
+
+    def _environment(self, planned: Planned, place: Path, gpu: str | None) -> dict[str, str]:
         facts = planned.facts
         options = length(facts["setting"]) | {"seed": facts["seed"]} | facts["options"]
+        variables = {
+            "nnUNet_preprocessed": str(place / "preprocessed"),
+            "nnUNet_results": str(place / "results"),
+            "OMP_NUM_THREADS": str(self.threads),
+            "nnUNet_ssl_options": " ".join(shlex.quote(f"{name}={value}") for name, value in options.items()),
+        }
         kept = KEPT_BLOCKS if facts["device"] == "cpu" else {}
-        return (
-            kept
-            | os.environ
-            | {
-                "nnUNet_preprocessed": str(place / "preprocessed"),
-                "nnUNet_results": str(place / "results"),
-                "OMP_NUM_THREADS": str(self.threads),
-                "nnUNet_ssl_options": " ".join(shlex.quote(f"{name}={value}") for name, value in options.items()),
-            }
-        )
+        its_own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        return kept | os.environ | variables | its_own
 
 
 def run_all(pending: Sequence[Planned], places: Places, jobs: int) -> list[int]:
@@ -110,7 +123,7 @@ def run_all(pending: Sequence[Planned], places: Places, jobs: int) -> list[int]:
 
     SIGINT and SIGTERM are passed on to what runs, and end the process when that has ended.
     """
-    trainings = Trainings(places, threads=max(1, usable_cores() // jobs))
+    trainings = Trainings(places, max(1, usable_cores() // jobs), usable_gpus())
     with signals_interrupt(is_first_process=True), ThreadPoolExecutor(jobs) as executor:
         futures = []
         try:
@@ -127,6 +140,12 @@ def run_all(pending: Sequence[Planned], places: Places, jobs: int) -> list[int]:
 def usable_cores() -> int:
     """Return how many cores this process may use, which a cluster limits."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(torch.cuda.device_count())] if named is None else [*filter(None, named.split(","))]
 
 
 def prepare(planned: Planned, place: Path) -> Path:

@@ -187,6 +187,8 @@ def parameters_of(options: dict[str, str]) -> dict[str, Any]:
     values = {name: int(value) if value.isdecimal() else value for name, value in options.items()}
     valid = SlurmExecutor._valid_parameters()
     known = {name: value for name, value in values.items() if name in valid}
+    if "cpus_per_task" in known:  # which srun does not take over from sbatch
+        known["srun_args"] = [f"--cpus-per-task={known['cpus_per_task']}"]
     others = {name: value for name, value in values.items() if name not in valid}
     return known | {"time": minutes_of(options["time"])} | ({"additional_parameters": others} if others else {})
 

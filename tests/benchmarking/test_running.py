@@ -55,6 +55,41 @@ def test_a_training_is_started_with_its_options_and_the_code_of_that_moment(
     assert failed == f"hippocampus_2d_2labeled/{planned[1].run.name}: FAILED, see {place / LOG}: why"
 
 
+def test_trainings_that_run_at_a_time_are_on_gpus_of_their_own(comparison, places, monkeypatch):
+    planned = plan_runs(replace(comparison, device="cuda", seeds=(1, 2)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-7")
+    there, on = threading.Barrier(2), []
+
+    class Process:
+        def __init__(self, command, stdout, stderr, env):
+            on.append(env["CUDA_VISIBLE_DEVICES"])
+
+        def wait(self):
+            there.wait(30)
+            return 0
+
+    monkeypatch.setattr(running, "Popen", Process)
+    assert set(run_all(planned[:4], places, jobs=2)) == {0}
+    assert [sorted(pair) for pair in (on[:2], on[2:])] == [["2", "GPU-7"]] * 2
+
+
+def test_a_training_on_a_cpu_keeps_the_gpus_that_there_are(comparison, places, started, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-7")
+    run_all(plan_runs(comparison)[:1], places, jobs=1)
+    assert started[0][1]["CUDA_VISIBLE_DEVICES"] == "2,GPU-7"
+
+
+def test_unlabeled_images_are_preprocessed_for_all_trainings_at_once(comparison, places, hippocampus):
+    """Also where nothing is preprocessed yet: whatever the first one makes is the data set's."""
+    for planned in plan_runs(comparison)[:2]:
+        places.of(planned).mkdir(parents=True)
+    first, second = (prepare(planned, places.of(planned)) for planned in plan_runs(comparison)[:2])
+    for name in ("nnUNetPlans_2d_unlabeled", "nnUNetPlans_2d_unlabeled_state"):
+        (first / "preprocessed" / hippocampus.name / name / "case").touch()
+        assert (second / "preprocessed" / hippocampus.name / name / "case").is_file()
+        assert (hippocampus / name / "case").is_file()
+
+
 def test_all_labels_leave_their_result_in_each_experiment(comparison, experiment, places, started):
     both = replace(comparison, experiments=(experiment, replace(experiment, labeled=3)))
     run_all(plan_runs(both)[-1:], places, jobs=1)

@@ -72,6 +72,7 @@ def test_a_script_says_what_is_asked_for_and_needs_no_slurm(planned, places):
     }
     command = script.read_text().rstrip().splitlines()[-1]
     assert command.startswith("srun ")
+    assert "--cpus-per-task=8" in command, "srun does not take it over from sbatch"
     assert f"{sys.executable} -u -m submitit.core._submit {places.output / 'slurm'}" in command
     assert [*places.output.rglob("*")] == [places.output / "slurm", script]
 
