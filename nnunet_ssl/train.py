@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun says to each process
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
+LONGEST_WAIT = timedelta(days=1)  # for the first process, which alone computes the metrics of a validation
 # What nnU-Net's function that reads first weights knows of torch. Its own reads them onto the device whose index is the
 # global rank, which a second node does not have, and runs code that is in them.
 ONTO_CPU = SimpleNamespace(load=lambda file, **_: load_checkpoint_file(file, torch.device("cpu")), device=torch.device)
@@ -96,12 +98,13 @@ def process_group(device: torch.device) -> Iterator[None]:
         # One node's launcher may keep its store, and with it the addresses of processes that it has started again.
         store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(BACKENDS[device.type], store=store, rank=rank, world_size=size)
+    at_the_end = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
     if device.type == "cuda":
         torch.cuda.set_device(device_of_this_process(device))
     try:
         yield
         gc.collect()  # what holds on to the group aborts the process when the group goes first
-        dist.barrier()  # no process leaves while another still talks to it
+        dist.barrier(at_the_end)  # no process leaves while another still talks to it
     finally:
         dist.destroy_process_group()
 
