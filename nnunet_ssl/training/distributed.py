@@ -35,6 +35,18 @@ def broadcast(modules: Iterable[nn.Module]) -> None:
             dist.broadcast(tensor, src=0)
 
 
+def refuse_different_epochs(epoch: int) -> None:
+    """Raise a RuntimeError where processes go on from different epochs: one cannot read the newest checkpoint."""
+    epochs: list[int | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(epochs, epoch)
+    if len(set(epochs)) > 1:
+        of_all = ", ".join(f"process {rank} of epoch {one}" for rank, one in enumerate(epochs))
+        raise RuntimeError(
+            f"the processes have read different checkpoints ({of_all}): see above why one does not read the newest, "
+            "and start the training again"
+        )
+
+
 @torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter], flag: Tensor) -> tuple[Tensor, Tensor]:
     """Set each gradient to its mean over all processes, in one collective; it does not wait for the device.

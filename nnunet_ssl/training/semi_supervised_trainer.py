@@ -146,6 +146,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
         """Start with the same weights in all processes, and with teachers that equal their networks."""
         super().on_train_start()
         if self.is_ddp:
+            distributed.refuse_different_epochs(self.current_epoch)
             self.networks.broadcast()
             distributed.broadcast(kept for kept in self.state.values() if isinstance(kept, nn.Module))
         if not self.was_resumed:  # the weights may have come from a file since `initialize`

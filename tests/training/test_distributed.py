@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -6,6 +8,7 @@ from nnunet_ssl.training.distributed import (
     average_gradients,
     device_of_this_process,
     gather_tensor,
+    refuse_different_epochs,
     sum_tensor,
     union_over_processes,
 )
@@ -29,6 +32,18 @@ def test_without_local_rank_the_rank_decides(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 5)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert device_of_this_process(torch.device("cuda")) == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("others", [[7, 7], [7, 5]])
+def test_processes_go_on_from_one_epoch(monkeypatch, others):
+    def all_gather(everywhere, own):
+        everywhere[:] = [own, *others]
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather)
+    expected = "process 0 of epoch 7, process 1 of epoch 7, process 2 of epoch 5"
+    with nullcontext() if others == [7, 7] else pytest.raises(RuntimeError, match=expected):
+        refuse_different_epochs(7)
 
 
 def test_bare_is_the_module_behind_compilation():
