@@ -76,11 +76,10 @@ class NewDataset:
         if is_known and configuration in PLANNED:
             yield f"next: {planning_command(name, plans)}"
         else:
-            original = id_of(self.words["dataset"])
-            moved = f"-s {original} -t {number} -sp {quote(plans)} -tp {quote(plans)}"
-            yield f"next: {planning_command(name)} --no_pp"
-            yield f"then: nnUNetv2_move_plans_between_datasets {moved}"
-            yield f"then: nnUNetv2_preprocess -d {number} -plans_name {quote(plans)} -c {quote(configuration)}"
+            source, moved = id_of(self.words["dataset"]), quote(plans)
+            yield f"next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity --no_pp"
+            yield f"then: nnUNetv2_move_plans_between_datasets -s {source} -t {number} -sp {moved} -tp {moved}"
+            yield f"then: nnUNetv2_preprocess -d {number} -plans_name {moved} -c {quote(configuration)}"
         more = "" if plans == DEFAULT_PLANS else f" -p {quote(plans)}"
         yield f"then: nnUNetv2_train {number} {quote(configuration)} 0{more}"
 

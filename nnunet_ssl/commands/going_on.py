@@ -23,16 +23,19 @@ def how_to_go_on(dataset: str, preprocessed: Path) -> Iterator[str]:
             continue
         yield from from_model(dataset, final, checkpoint)
         return
-    configurations, more = ["3d_fullres"], ""
+    configurations, named = ["3d_fullres"], DEFAULT_PLANS
     found = [file for file in sorted(preprocessed.glob("*.json")) if plans_problem(file) is None]
     if found:
         plans = min(found, key=lambda file: file.stem != DEFAULT_PLANS)
-        configurations = list(configurations_of(read_plans(plans)))
-        more = "" if plans.stem == DEFAULT_PLANS else f" -p {quote(plans.stem)}"
+        configurations, named = list(configurations_of(read_plans(plans))), plans.stem
     else:
         yield f"next: {planning_command(dataset)}"
     configuration = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
-    yield f"then train: nnUNetv2_train {quote(dataset)} {quote(configuration)} 0 -tr {FIRST_CHOICE}{more}"
+    of_data = f"{quote(dataset)} {quote(configuration)} 0"
+    if named == DEFAULT_PLANS:
+        yield f"then train: nnUNetv2_train {of_data} -tr {FIRST_CHOICE}"
+    else:
+        yield f"then train: nnUNetv2_train {of_data} -tr {FIRST_CHOICE} -p {quote(named)}"
 
 
 def finished_trainings(dataset: str) -> list[Path]:

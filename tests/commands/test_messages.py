@@ -411,6 +411,7 @@ NNUNET = {
     "nnUNetv2_train": "run/run_training.py",
     "nnUNetv2_preprocess": "experiment_planning/plan_and_preprocess_entrypoints.py",
     "nnUNetv2_plan_and_preprocess": "experiment_planning/plan_and_preprocess_entrypoints.py",
+    "nnUNetv2_move_plans_between_datasets": "experiment_planning/plans_for_pretraining/move_plans_between_datasets.py",
     "nnUNetv2_predict": "inference/predict_from_raw_data.py",
     "nnUNetv2_ensemble": "ensembling/ensemble.py",
 }
