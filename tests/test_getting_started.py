@@ -39,7 +39,7 @@ def run_on_cpu(place: Workplace, command: str) -> str:
     if command.startswith(("nnUNetv2_train", "nnUNetv2_predict", "nnunet_ssl pseudolabel", "nnunet_ssl preview")):
         command += " -device cpu"
     command = command.replace("_250epochs", "_1epoch").replace(
-        "IMAGES", str(place.root / "raw/Dataset998_Balls/imagesTs")
+        "IMAGES", str(place.root / "raw" / place.dataset / "imagesTs")
     )
     return place.run(command, nnUNet_ssl_options="num_iterations_per_epoch=4 num_val_iterations_per_epoch=1 seed=1")
 
