@@ -1,7 +1,6 @@
 """What all trainings of an experiment share: data set, network, length, and how labeled cases are chosen."""
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,15 @@ from typing import Any
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ssl.benchmarking.splits import REPORT_FOLD, TUNE_FOLD, Split, draw_split, own_split, pattern_of
+from nnunet_ssl.benchmarking.splits import (
+    REPORT_FOLD,
+    TUNE_FOLD,
+    Split,
+    draw_split,
+    images_without_label,
+    own_split,
+    pattern_of,
+)
 from nnunet_ssl.data.raw_files import read_json_file
 from nnunet_ssl.data.stamps import folder_of, state_folder
 from nnunet_ssl.training.options import host_defaults
@@ -113,7 +120,7 @@ class Experiment:
         """Lay a folder that shares the cases with the data set's own and has its own plans and split."""
         target.mkdir(parents=True, exist_ok=True)
         plans = self.smaller_plans()
-        if Path(os.environ.get("nnUNet_raw", ""), self.source.name, "imagesUn").is_dir():  # for all trainings, by one
+        if images_without_label(self.source):  # which are preprocessed once for all trainings
             unlabeled = folder_of(self.source, plans["configurations"][self.configuration]["data_identifier"])
             for folder in (unlabeled, state_folder(unlabeled)):
                 folder.mkdir(exist_ok=True)

@@ -6,8 +6,9 @@ import shutil
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import STDOUT, Popen
@@ -84,9 +85,8 @@ class Trainings:
 
     def _run(self, planned: Planned, place: Path) -> int:
         files = [str(run.file(self.places.results)) for run in planned.runs]
-        gpu = self._take_gpu() if planned.facts["device"] == "cuda" else None
         command = [sys.executable, "-P", "-m", "nnunet_ssl.benchmarking.one_training", str(place), *files]
-        with (place / LOG).open("a") as log:
+        with self._gpu_of(planned) as gpu, (place / LOG).open("a") as log:
             with self._starting:
                 if self.has_ended:
                     return 1
@@ -94,15 +94,21 @@ class Trainings:
                 self._processes.append(process)
             code = process.wait()
         self._processes.remove(process)
-        self._trained_on[gpu] -= 1
         return code
 
-    def _take_gpu(self) -> str | None:
-        """Return the GPU on which the fewest train."""
+    @contextmanager
+    def _gpu_of(self, planned: Planned) -> Iterator[str | None]:
+        """Give a training the GPU on which the fewest train, None where it has no choice."""
+        if planned.facts["device"] != "cuda" or not self.gpus:
+            yield None
+            return
         with self._starting:
-            gpu = min(self.gpus, key=lambda one: self._trained_on[one], default=None)
+            gpu = min(self.gpus, key=lambda one: self._trained_on[one])
             self._trained_on[gpu] += 1
-            return gpu
+        try:
+            yield gpu
+        finally:
+            self._trained_on[gpu] -= 1
 
     def _environment(self, planned: Planned, place: Path, gpu: str | None) -> dict[str, str]:
         facts = planned.facts

@@ -85,10 +85,12 @@ def trainer_cell(row: Row) -> dict[str, str]:
 
 def named(result: Result) -> str:
     """Return trainer and variant of a result; options as they were given, where the name of a file lacks characters."""
-    options = (f"{name}={value}" for name, value in sorted(result["options"].items()))
-    all_of_them = [f"all {result['split']['labeled']} labeled"] if result["variant"] == ALL_LABELED else []
-    words = [*all_of_them, *options] or [result["variant"]]
-    return ", ".join([f"`{result['trainer']}`", *(() if words == [DEFAULT] else words)])
+    words = [f"{name}={value}" for name, value in sorted(result["options"].items())]
+    if result["variant"] == ALL_LABELED:
+        words = [f"all {result['split']['labeled']} labeled"]
+    elif not words and result["variant"] != DEFAULT:  # which cases were added
+        words = [result["variant"]]
+    return ", ".join([f"`{result['trainer']}`", *words])
 
 
 def seed_cells(row: Row) -> dict[str, str]:

@@ -118,11 +118,11 @@ def preprocess_adopted(adoption: "Adoption", preprocessed: Path) -> list[str]:
 
 def note_of_cascades(adoption: "Adoption", preprocessed: Path) -> list[str]:
     """Say which configurations cannot be trained with the cases: second stages, whose cases a fold has to validate."""
-    from nnunet_ssl.data.plans_file import configurations_of, plans_problem, read_plans
+    from nnunet_ssl.data.plans_file import configurations_of, plans_in, read_plans
     from nnunet_ssl.data.raw_files import some
 
-    plans = [read_plans(file) for file in sorted(preprocessed.glob("*.json")) if plans_problem(file) is None]
-    names = [name for one in plans for name, of in configurations_of(one).items() if of.previous_stage_name is not None]
+    all_of_them = [pair for file in plans_in(preprocessed) for pair in configurations_of(read_plans(file)).items()]
+    names = [name for name, configuration in all_of_them if configuration.previous_stage_name is not None]
     return [
         f"{name} cannot be trained with {some(adoption.cases)}: no fold validates them, so that no first stage "
         "segments them; other configurations can"
@@ -132,13 +132,10 @@ def note_of_cascades(adoption: "Adoption", preprocessed: Path) -> list[str]:
 
 def preprocessed_configurations(preprocessed: Path) -> "Iterator[tuple[PlansManager, str, Path]]":
     """Give plans, configuration and folder of whatever a data set was preprocessed for, each folder once."""
-    from nnunet_ssl.data.plans_file import plans_problem, read_plans
+    from nnunet_ssl.data.plans_file import plans_in, read_plans
 
     seen = set()
-    for file in sorted(preprocessed.glob("*.json")):
-        if plans_problem(file) is not None:  # most are no plans
-            continue
-        plans = read_plans(file)
+    for plans in map(read_plans, plans_in(preprocessed)):
         for name in plans.available_configurations:
             folder = preprocessed / plans.get_configuration(name).data_identifier
             if folder not in seen and folder.is_dir():

@@ -13,7 +13,7 @@ FIRST_CHOICE = "nnUNetTrainerSSL"  # README.md recommends it
 def how_to_go_on(dataset: str, preprocessed: Path) -> Iterator[str]:
     """Give the commands that train from the newest finished training, or where there is none from the beginning."""
     from nnunet_ssl.data.dataset_names import planning_command
-    from nnunet_ssl.data.plans_file import configurations_of, plans_problem, read_plans
+    from nnunet_ssl.data.plans_file import configurations_of, plans_in, read_plans
     from nnunet_ssl.evaluation.runs import read_checkpoint
 
     for final in finished_trainings(dataset):
@@ -24,8 +24,7 @@ def how_to_go_on(dataset: str, preprocessed: Path) -> Iterator[str]:
         yield from from_model(dataset, final, checkpoint)
         return
     configurations, named = ["3d_fullres"], DEFAULT_PLANS
-    found = [file for file in sorted(preprocessed.glob("*.json")) if plans_problem(file) is None]
-    if found:
+    if found := plans_in(preprocessed):
         plans = min(found, key=lambda file: file.stem != DEFAULT_PLANS)
         configurations, named = list(configurations_of(read_plans(plans))), plans.stem
     else:

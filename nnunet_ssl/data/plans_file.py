@@ -64,6 +64,11 @@ def other_plans(file: Path) -> list[str]:
     return sorted(other.stem for other in file.parent.glob("*Plans*.json") if other != file)
 
 
+def plans_in(preprocessed: Path) -> list[Path]:
+    """Return the plans of a data set's folder that nothing is wrong with, in the order of their names."""
+    return [file for file in sorted(preprocessed.glob("*.json")) if plans_problem(file) is None]
+
+
 def configurations_of(plans: PlansManager) -> dict[str, ConfigurationManager]:
     """Return the configurations by name, the second stages of cascades last."""
     all_of_them = {name: plans.get_configuration(name) for name in plans.available_configurations}
