@@ -56,6 +56,8 @@ def by_foreground(predicted: Predicted, count: int, draws: np.random.Generator) 
     """Return cases at random, in proportion to their predicted foreground."""
     cases = sorted(predicted.foreground_ml)
     volumes = np.array([predicted.foreground_ml[case] for case in cases])
+    if not volumes.sum() > 0:  # of 2-D images no volume is known
+        raise ValueError("the rule foreground needs cases whose predicted foreground has a volume: there is none")
     return [str(case) for case in draws.choice(cases, count, replace=False, p=volumes / volumes.sum())]
 
 

@@ -66,22 +66,36 @@ class Launch:
             self.process = subprocess.Popen(command, stdout=opened, stderr=opened, cwd=root)
 
     def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + SECONDS
-        while text not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
-            time.sleep(0.05)
+        wait_for_one_of([self], text)
 
-    def kill_one(self) -> None:
-        """Kill the second of its processes."""
+    def kill_last(self) -> None:
+        """Kill the last of its processes."""
         pids = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent_of(pid) == self.process.pid]
-        second = [pid for pid in pids if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
-        os.kill(second[0], signal.SIGKILL)
+        variables = {pid: dict(one.split(b"=", 1) for one in environment_of(pid)) for pid in pids}
+        ranks = {pid: int(of_it[b"LOCAL_RANK"]) for pid, of_it in variables.items() if b"LOCAL_RANK" in of_it}
+        os.kill(max(ranks, key=ranks.get), signal.SIGKILL)
 
     def end(self) -> str:
         code = self.process.wait(SECONDS)
         assert code == 0, self.log.read_text()[-3000:]
         return self.log.read_text()
+
+
+def environment_of(pid: int) -> list[bytes]:
+    return [one for one in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if b"=" in one]
+
+
+def wait_for_one_of(launches: list[Launch], text: str) -> Launch:
+    """Return the launch that says a text, once it does."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        for launch in launches:
+            said = launch.log.read_text()
+            if text in said:
+                return launch
+            assert launch.process.poll() is None, said[-3000:]
+            assert time.monotonic() < deadline, said[-3000:]
+        time.sleep(0.05)
 
 
 def weights_of(root: Path) -> dict[str, torch.Tensor]:
@@ -152,7 +166,7 @@ def test_one_that_is_killed_ends_in_the_weights_of_an_undisturbed_run(make_datas
         launch = Launch(root, "--nproc-per-node", "2", "--max-restarts", "1", "--master-port", str(free_port()))
         if killed:
             launch.wait_for("Epoch 1")
-            launch.kill_one()
+            launch.kill_last()
         said = launch.end()
         assert said.count(": Epoch 0\n") == 1, "it went on"  # the line with a time is the log's
         assert ("exitcode: -9" in said) == killed
@@ -160,16 +174,29 @@ def test_one_that_is_killed_ends_in_the_weights_of_an_undisturbed_run(make_datas
     assert_equal_weights(*ends)
 
 
+@pytest.fixture
+def nodes_meet(monkeypatch):
+    """Return the words by which launchers of two nodes find each other as in docs/clusters.md."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    address = ["--rdzv-backend", "c10d", "--rdzv-id", "run", "--rdzv-endpoint", f"localhost:{free_port()}"]
+    return ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", *address]
+
+
 @pytest.mark.slow
-def test_two_nodes_end_in_the_weights_of_two_processes_of_one(make_dataset):
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_two_nodes_end_in_the_weights_of_one_whatever_is_killed(make_dataset, nodes_meet):
     of_one = make_dataset().root
     Launch(of_one, "--nproc-per-node", "2", "--master-port", str(free_port())).end()
-    of_two, port = make_dataset().root, str(free_port())
-    address = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
-    nodes = [Launch(of_two, *address, "--node-rank", str(rank)) for rank in range(2)]
-    for node in nodes:
-        node.end()
-    assert_equal_weights(weights_of(of_one), weights_of(of_two))
+    for killed in (False, True):
+        of_two = make_dataset().root
+        nodes = [Launch(of_two, *nodes_meet) for _ in range(2)]
+        if killed:
+            first = wait_for_one_of(nodes, "Epoch 1")
+            nodes[1 - nodes.index(first)].kill_last()  # the one whose process saves nothing
+        said = "".join(node.end() for node in nodes)
+        assert said.count(": Epoch 0\n") == 1, "it went on"  # the line with a time is the log's
+        assert ("exitcode: -9" in said) == killed
+        assert_equal_weights(weights_of(of_one), weights_of(of_two))
 
 
 @pytest.mark.slow
@@ -185,7 +212,7 @@ def test_second_stage_of_a_cascade_that_is_killed_segments_no_case_twice(make_da
         made = {file: file.stat().st_mtime_ns for file in segmented.rglob("*.b2nd")}
         assert sorted(file.stem for file in made) == ["unlabeled0", "unlabeled1", "unlabeled2"]
         if killed:
-            launch.kill_one()
+            launch.kill_last()
         said = launch.end()
         assert {file: file.stat().st_mtime_ns for file in segmented.rglob("*.b2nd")} == made
         assert "of 3 in" in said

@@ -59,6 +59,13 @@ def test_cases_of_much_foreground_are_drawn_more_often_and_those_of_none_never(p
     assert means["foreground"] == pytest.approx(13.0, abs=1.0)  # sum i² / sum i
 
 
+def test_without_any_volume_the_rule_that_needs_one_is_refused(predicted):
+    for volume in (0.0, NAN):
+        nothing = Predicted(predicted.uncertainty, dict.fromkeys(predicted.foreground_ml, volume))
+        with pytest.raises(ValueError, match="the rule foreground needs cases"):
+            added("foreground", nothing)
+
+
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
