@@ -22,7 +22,7 @@ DATASET_ID, DATASET = "900", "Dataset900_SyntheticOrgan"
 RAW = Path("nnUNet_raw", DATASET)  # by which an earlier demo's folder is known
 LOGS, PICTURE = "logs", "demo.png"
 CONFIGURATION = "3d_small"  # nnU-Net's 3d_fullres with a quarter of the features, for CPUs
-LABELED, UNLABELED, HELD_OUT = 5, 40, 16  # nnU-Net's fold 0 trains with 4 of 5
+LABELED, UNLABELED, HELD_OUT = 3, 40, 16  # of fold 0 two train and one validates
 FEATURES_DIVIDED_BY = 4
 EPOCHS = (5, 10, 20, 50)  # lengths that nnUNetTrainer has as a class
 TAIL_LINES = 5  # of a failed command's log
@@ -174,7 +174,7 @@ def wait(process: subprocess.Popen, log: Path, start: float) -> None:
 
 
 def prepare(stages: Stages, seed: int) -> None:
-    """Write the scans, let nnU-Net plan and preprocess, and add the small configuration to its plans."""
+    """Write the scans, let nnU-Net plan and preprocess, add the small configuration, and preprocess for it."""
     from nnunet_ssl.data.preprocessed_images import write_json_atomically
     from nnunet_ssl.data.raw_files import read_json_file
     from nnunet_ssl.demonstration.synthetic_scans import Counts, write_dataset
@@ -194,6 +194,7 @@ def prepare(stages: Stages, seed: int) -> None:
         "architecture": architecture | {"arch_kwargs": arch_kwargs | {"features_per_stage": features}},
     }
     write_json_atomically(plans, stages.plans(), indent=4)
+    stages.run("nnunet_ssl", "preprocess", "-d", DATASET_ID, "-c", CONFIGURATION)  # and folds, of fewer than 5 cases
 
 
 def predict_and_score(stages: Stages, trainer: str, device: str) -> None:

@@ -92,7 +92,7 @@ def test_demo_from_planning_to_the_picture(tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert (tmp_path / "demo" / "demo.png").exists()
     lines = output.splitlines()
-    assert sum(line.startswith("$ nnUNetv2_") for line in lines) == 7
+    assert sum(line.startswith(("$ nnUNetv2_", "$ nnunet_ssl preprocess")) for line in lines) == 8
     (row,) = [line for line in lines if line.startswith("nnUNetTrainer_5epochs ")]
     assert float(row.split()[1]) > 0.5
     assert next(line for line in lines if line.startswith("picture: ")).endswith("demo.png")
