@@ -29,8 +29,8 @@ class nnUNetTrainerSSL(TeacherStudentTrainer):  # noqa: N801 - nnU-Net's naming
     Differences from the papers, beside those of our BCP and FixMatch:
         each mixed image is of one kind, drawn by chance, so that one pass has both kinds; one box for the whole batch,
         as in BCP, also where both images are unlabeled; the pseudo-labels weigh as much as the labels, as only the sure
-        ones are learned; patches are not turned over where the scans all lie the same way: the place of a structure
-        then says what it is.
+        ones are learned; patches are not turned over where the scans all lie the same way and labels are not alike
+        on both sides: the place of a structure then says what it is.
 
     Cost: 3 B labeled, 3 B mixed, 1 B teacher forward passes to nnU-Net's 3 B, a ratio of 2.33; 1 in the warm-up.
     """

@@ -1,14 +1,16 @@
-"""nnU-Net's trainer, which need not mirror along axes along which all scans lie the same way."""
+"""nnU-Net's trainer, which need not mirror where that hides what a thing is."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssl.data.orientation import turned_over
+from nnunet_ssl.data.checksums import CheckedDataset, PreprocessedFiles
+from nnunet_ssl.data.orientation import overlap_of_mirrored, turned_over
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
+from nnunet_ssl.data.split_file import KEY, read_splits
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from nnunet_ssl.training import distributed
 
@@ -17,17 +19,19 @@ LARGEST_ROTATION = np.pi / 12  # nnU-Net's own of 2-D patches that are much long
 LARGEST_SAMPLE = 50  # of the images that are compared; ours
 LEAST_IMAGES = 10  # fewer say too little; ours
 LARGEST_ODD_SHARE = 0.05  # of these that may lie another way; ours, see turned_over
+LEAST_OVERLAP = 0.8  # of mirrored labels, from which on mirroring hides nothing; ours, see overlap_of_mirrored
 
 
 class MirroringTrainer(nnUNetTrainer):
-    """Mirrors, if so asked, only along axes along which scans lie both ways: elsewhere the place says what a thing is.
+    """Mirrors, if so asked, only where it hides nothing: elsewhere the place says what a thing is.
 
     The axes are the run's, in training and prediction, and stand in its checkpoints as nnU-Net's do.
     """
 
-    mirroring = ALL  # along all of nnU-Net's axes; auto: those along which the images lie both ways; none
+    mirroring = ALL  # along all of nnU-Net's axes; auto: those along which images lie both ways, or labels alike; none
     was_resumed: bool
     _preprocessing: UnlabeledPreprocessing
+    _labeled_files: PreprocessedFiles
 
     def initialize(self) -> None:
         """Initialise as nnU-Net does, unless `mirroring` is another word."""
@@ -43,6 +47,21 @@ class MirroringTrainer(nnUNetTrainer):
 
     def _images_in(self, folders: dict[str, Path]) -> UnlabeledDataset:
         raise NotImplementedError
+
+    def labels_of_all_folds(self) -> Iterator[np.ndarray]:
+        """Yield labels that some fold trains on, and none hides: of the same cases in each fold."""
+        folder = self.preprocessed_dataset_folder
+        file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if self.fold == "all" or not file.exists():
+            trained = {*self.do_split()[0]}
+        else:
+            folds = read_splits(file)
+            trained = {case for fold in folds for case in fold["train"]}
+            trained -= {case for fold in folds for case in fold.get(KEY, ())}
+        cases = _spread(trained.intersection(infer_dataset_class(folder).get_identifiers(folder)))
+        dataset = CheckedDataset(infer_dataset_class(folder)(folder, cases), self._labeled_files)
+        for case in cases:
+            yield dataset.load_case(case)[1][0]
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:  # noqa: N802 - nnU-Net's name
         """Return rotation, dummy 2-D augmentation, initial patch size, and the axes of mirroring.
@@ -66,7 +85,7 @@ class MirroringTrainer(nnUNetTrainer):
         return self._open_axes(axes) if self.mirroring == AUTO else ()
 
     def _open_axes(self, axes: Sequence[int]) -> tuple[int, ...]:
-        """Return those of the patch's axes along which the images lie both ways, or may; and say it in the log."""
+        """Return those of the patch's axes along which mirroring hides nothing, or may; and say it in the log."""
         images = self.images_of_all_cases()
         cases = _spread(images.identifiers)
         if len(cases) < LEAST_IMAGES:
@@ -74,19 +93,24 @@ class MirroringTrainer(nnUNetTrainer):
             return tuple(axes)
         self.print_to_log_file(f"Mirroring: {len(cases)} scans are compared")
         first = 3 - len(self.configuration_manager.patch_size)  # the axis of the image that is the patch's first
-        turned = None
+        turned, overlap = None, {}
         if self.local_rank == 0:
             first_channels = (images.load_case(case)[0][0] for case in cases)
             turned = turned_over(first_channels, [first + axis for axis in axes])
-        turned = distributed.of_first_process(turned)
-        kept = tuple(axis for axis in axes if turned[first + axis] > LARGEST_ODD_SHARE * len(cases))
+            if alike := [axis for axis, number in turned.items() if number <= LARGEST_ODD_SHARE * len(cases)]:
+                foreground = [label for label in self.label_manager.all_labels if label != 0]
+                overlap = overlap_of_mirrored(self.labels_of_all_folds(), foreground, alike)
+        turned, overlap = distributed.of_first_process((turned, overlap))
+        kept = tuple(axis for axis in axes if overlap.get(first + axis, 1.0) >= LEAST_OVERLAP)
         along = f"axes {', '.join(map(str, kept))}" if kept else "no axis"
         found = ", ".join(f"{turned[first + axis]} along axis {axis}" for axis in axes)
-        self.print_to_log_file(f"Mirroring along {along}: of {len(cases)} scans lie another way {found}")
+        shares = ", ".join(f"{overlap[first + axis]:.2f} along axis {axis}" for axis in axes if first + axis in overlap)
+        labels = f"; labels overlap with mirrored ones, by what they do otherwise: {shares}" if shares else ""
+        self.print_to_log_file(f"Mirroring along {along}: of {len(cases)} scans lie another way {found}{labels}")
         return kept
 
 
-def _spread(cases: Sequence[str]) -> list[str]:
-    """Return some of the cases, at equal distances in the order of their names."""
+def _spread(cases: Collection[str]) -> list[str]:
+    """Return some of the cases, at equal distances in the order of their names; of none none."""
     number = min(len(cases), LARGEST_SAMPLE)
     return [sorted(cases)[i] for i in np.linspace(0, len(cases) - 1, number).round().astype(int)]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nnunet_ssl.data.orientation import small, turned_over
+from nnunet_ssl.data.orientation import overlap_of_mirrored, small, turned_over
 
 
 def scans(number: int, seed: int = 0) -> list[np.ndarray]:
@@ -55,3 +55,47 @@ def test_images_without_contrast_say_nothing():
 def test_slices_are_images_too():
     flat = [one[:1] for one in scans(12)]
     assert turned(flat, (2,)) == {2: 0}
+
+
+def two_structures(shift: int) -> np.ndarray:
+    """Return labels, 1 before 2 along axis 0, both in the middle of axis 1; 2 is nearly in the middle of axis 2."""
+    labels = np.zeros((16, 16, 16), np.int8)
+    labels[4 + shift : 8 + shift, 6:10, 4:12] = 1
+    labels[8 + shift : 12 + shift, 6:10, 5:12] = 2
+    return labels
+
+
+def test_labels_of_one_place_overlap_mirrored_only_where_they_are_alike_on_both_sides():
+    overlap = overlap_of_mirrored([two_structures(shift) for shift in (0, 1)], (1, 2), (0, 1, 2))
+    assert overlap[1] == pytest.approx(1.0)
+    # Unmirrored 3 of 4 planes are common; mirrored along axis 0 1 of 4 planes of label 1, and none of label 2.
+    assert overlap[0] == pytest.approx((1 / 4 + 0) / 2 / (3 / 4))
+    # Along axis 2 all of label 1, and of label 2 6 of 7 planes, are common: (1 + 6 / 7) / 2.
+    assert overlap[2] == pytest.approx(13 / 14)
+
+
+def test_the_overlap_is_a_mean_over_pairs_of_cases():
+    cases = [two_structures(shift) for shift in (0, 1, 2)]
+    of_pairs = [overlap_of_mirrored([cases[i], cases[j]], (1, 2), (0,))[0] for i, j in ((0, 1), (0, 2), (1, 2))]
+    shares = [3 / 4, 2 / 4, 3 / 4]  # of planes in common, unmirrored
+    expected = np.dot(of_pairs, shares) / sum(shares)
+    assert overlap_of_mirrored(cases, (1, 2), (0,))[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_fewer_than_two_cases_say_nothing(number):
+    assert np.isnan(overlap_of_mirrored([two_structures(0)] * number, (1, 2), (0,))[0])
+
+
+def test_labels_that_never_meet_may_be_mirrored():
+    """Small lesions, each in another place: none of them is told by its place."""
+    far = np.zeros((16, 16, 16), np.int8)
+    far[:2, :2, :2] = 1
+    assert overlap_of_mirrored([far, np.flip(far, (0, 1, 2))], (1,), (0, 1)) == {0: 1.0, 1: 1.0}
+    assert overlap_of_mirrored([np.zeros_like(far)] * 2, (1,), (0,)) == {0: 1.0}
+
+
+def test_labels_may_be_of_another_size_in_each_case():
+    large = np.kron(two_structures(0), np.ones((2, 2, 3), np.int8))
+    alone = overlap_of_mirrored([two_structures(0)] * 2, (1, 2), (0, 1, 2))
+    assert overlap_of_mirrored([large, two_structures(0)], (1, 2), (0, 1, 2)) == pytest.approx(alone)

@@ -49,8 +49,14 @@ def test_a_model_is_not_mirrored_when_it_predicts(tiny_dataset):
     assert torch.load(file, weights_only=False)["inference_allowed_mirroring_axes"] is None
 
 
-def lie_as(monkeypatch, images: list[np.ndarray]) -> None:
-    """Let the scans of a data set be these; `scans` are symmetric along axis 1 alone."""
+def lie_as(monkeypatch, images: list[np.ndarray], alike_along: tuple[int, ...] = ()) -> None:
+    """Let the scans of a data set be these, labeled alike on both sides of some axes.
+
+    `scans` are symmetric along axis 1 alone.
+    """
+    label = np.zeros((16, 16, 16), np.int8)
+    label[tuple(slice(None) if axis in alike_along else slice(4) for axis in range(3))] = 1
+    monkeypatch.setattr(MEAN_TEACHER, "labels_of_all_folds", lambda self: iter([label, label]))
     named = {f"scan{i:02d}": np.ascontiguousarray(image) for i, image in enumerate(images)}
     dataset = SimpleNamespace(identifiers=[*named], load_case=lambda case: (named[case][None],))
     monkeypatch.setattr(MEAN_TEACHER, "images_of_all_cases", lambda self: dataset)
@@ -77,6 +83,44 @@ def test_two_scans_in_twenty_that_lie_another_way_are_enough_to_mirror(tiny_data
         images[i] = np.flip(images[i], (0, 2))
     lie_as(monkeypatch, images)
     assert started(tiny_dataset(), MEAN_TEACHER, mirroring="auto").mirror_axes == (0, 1, 2)
+
+
+@pytest.mark.parametrize(("alike_along", "axes"), [((), (1,)), ((0,), (0, 1)), ((0, 2), (0, 1, 2))])
+def test_what_is_labeled_alike_on_both_sides_is_mirrored_though_scans_lie_the_same_way(
+    tiny_dataset, monkeypatch, alike_along, axes
+):
+    lie_as(monkeypatch, scans(22), alike_along)
+    trainer = started(tiny_dataset(), MEAN_TEACHER, mirroring="auto")
+    assert trainer.mirror_axes == axes
+    overlaps = ", ".join(f"{1.0 if axis in alike_along else 0.0:.2f} along axis {axis}" for axis in (0, 2))
+    assert (
+        f"labels overlap with mirrored ones, by what they do otherwise: {overlaps}"
+        in Path(trainer.log_file).read_text()
+    )
+
+
+def test_labels_are_of_cases_that_some_fold_trains_on_and_none_hides(tiny_dataset):
+    dataset = tiny_dataset()
+    dataset.write_splits(
+        [
+            {"train": ["labeled0", "labeled1"], "val": ["labeled2"], "unlabeled": ["labeled3", "unlabeled0"]},
+            {"train": ["labeled2", "labeled3"], "val": ["labeled1"]},
+            {"train": ["labeled1", "deleted"], "val": ["labeled0"]},
+        ]
+    )
+    found = [[*started(dataset, MEAN_TEACHER, fold=fold).labels_of_all_folds()] for fold in (0, 1)]
+    for labels in found:
+        assert len(labels) == 3
+        assert {*np.unique(labels[0])} <= {-1, 0, 1, 2, 3}
+        assert all(np.array_equal(one, other) for one, other in zip(labels, found[0], strict=True))
+
+
+@pytest.mark.parametrize("fold", [0, "all"])
+def test_where_there_is_no_split_they_are_of_what_is_trained_on(tiny_dataset, monkeypatch, fold):
+    trainer = make_trainer(tiny_dataset(), MEAN_TEACHER, fold=fold)
+    Path(trainer.preprocessed_dataset_folder_base, "splits_final.json").unlink()
+    monkeypatch.setattr(trainer, "do_split", lambda: (["labeled0", "labeled1"], ["labeled2"]))
+    assert len([*trainer.labels_of_all_folds()]) == 2
 
 
 def test_few_scans_say_too_little(tiny_dataset, monkeypatch):
