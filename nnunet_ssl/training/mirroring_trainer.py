@@ -104,7 +104,8 @@ class MirroringTrainer(nnUNetTrainer):
         kept = tuple(axis for axis in axes if overlap.get(first + axis, 1.0) >= LEAST_OVERLAP)
         along = f"axes {', '.join(map(str, kept))}" if kept else "no axis"
         found = ", ".join(f"{turned[first + axis]} along axis {axis}" for axis in axes)
-        shares = ", ".join(f"{overlap[first + axis]:.2f} along axis {axis}" for axis in axes if first + axis in overlap)
+        known = {axis: overlap[first + axis] for axis in axes if not np.isnan(overlap.get(first + axis, np.nan))}
+        shares = ", ".join(f"{share:.2f} along axis {axis}" for axis, share in known.items())
         labels = f"; labels overlap with mirrored ones, by what they do otherwise: {shares}" if shares else ""
         self.print_to_log_file(f"Mirroring along {along}: of {len(cases)} scans lie another way {found}{labels}")
         return kept

@@ -99,6 +99,14 @@ def test_what_is_labeled_alike_on_both_sides_is_mirrored_though_scans_lie_the_sa
     )
 
 
+def test_a_single_labeled_case_does_not_say_what_lies_alike(tiny_dataset, monkeypatch):
+    lie_as(monkeypatch, scans(22), (0, 1, 2))
+    monkeypatch.setattr(MEAN_TEACHER, "labels_of_all_folds", lambda self: iter([np.ones((4, 4, 4))]))
+    trainer = started(tiny_dataset(), MEAN_TEACHER, mirroring="auto")
+    assert trainer.mirror_axes == (1,)
+    assert "labels overlap" not in Path(trainer.log_file).read_text()
+
+
 def test_labels_are_of_cases_that_some_fold_trains_on_and_none_hides(tiny_dataset):
     dataset = tiny_dataset()
     dataset.write_splits(
