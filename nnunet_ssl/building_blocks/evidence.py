@@ -54,8 +54,7 @@ def evidence_of(space: LabelSpace, logits: Tensor) -> Tensor:
     """
     logits = logits.float()
     signed = torch.stack([logits, -logits]) if isinstance(space, SigmoidRegions) else logits.movedim(1, 0)[:, :, None]
-    largest = math.log(LARGEST_EVIDENCE)
-    return signed.clamp_max(largest).exp() + LARGEST_EVIDENCE * (signed - largest).clamp_min(0.0)
+    return _Evidence.apply(signed)
 
 
 def hypotheses_of(space: LabelSpace, maps: Tensor) -> Tensor:
@@ -170,6 +169,25 @@ def trigamma(numbers: Tensor) -> Tensor:
     return _Trigamma.apply(numbers)
 
 
+class _Evidence(torch.autograd.Function):
+    """Written out, because its gradient needs nothing but the evidence itself."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, signed: Tensor) -> Tensor:
+        largest = math.log(LARGEST_EVIDENCE)
+        linear = (signed - largest).clamp_min_(0.0)
+        evidence = signed.clamp_max(largest).exp_().add_(linear, alpha=LARGEST_EVIDENCE)
+        ctx.save_for_backward(evidence)
+        return evidence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        """Multiply by the slope: e, and from L on L."""
+        (evidence,) = ctx.saved_tensors
+        return gradient * evidence.clamp_max(LARGEST_EVIDENCE)
+
+
 class _Trigamma(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, numbers: Tensor) -> Tensor:
@@ -181,11 +199,13 @@ class _Trigamma(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         """Multiply by ψ₂(x) = -2 Σ_k (x + k)⁻³ + ψ₂(x + 6), the last one by its asymptotic series."""
         (numbers,) = ctx.saved_tensors
-        sum_of_cubes = sum((numbers + k).reciprocal().pow(3) for k in range(6))
-        inverse = (numbers + 6).reciprocal()
+        slope = torch.zeros_like(numbers)
+        for k in range(6):
+            slope.add_((numbers + k).reciprocal_().pow_(3), alpha=-2.0)
+        inverse = (numbers + 6).reciprocal_()
         square = inverse.square()
-        series = square * (1 + inverse + square * (1 / 2 - square * (1 / 6 - square / 6)))
-        return gradient * (-2 * sum_of_cubes - series)
+        slope.sub_(square * (1 + inverse + square * (1 / 2 - square * (1 / 6 - square / 6))))
+        return slope.mul_(gradient)
 
 
 def _expected(opinion: Opinion) -> Tensor:

@@ -149,7 +149,7 @@ class Reference:
             for q in range(doubt.shape[1]):
                 mask = known[image, 0]
                 values = doubt[image, q][mask]
-                ranks = torch.searchsorted(values.sort().values, values) + 1
+                ranks = values.to(torch.float32).argsort(stable=True).argsort() + 1  # the first of equal ones is lower
                 psi = 2 * ranks.double() / len(values) - 1
                 result[image, q][mask] = 1 + self.trainer.asymptotic_weight * torch.tanh(psi * zeta)
         return result
