@@ -10,12 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nnunet_ssl.building_blocks.evidence import (
-    FUSIONS,
-    evidence_of,
-    fisher_information_loss,
-    hypotheses_of,
-)
+from nnunet_ssl.building_blocks.evidence import FUSIONS, evidence_of, hypotheses_of
+from nnunet_ssl.building_blocks.fisher_information import fisher_information_loss
 from nnunet_ssl.building_blocks.label_space import LabelSpace
 from nnunet_ssl.building_blocks.mixing import Mixed
 

@@ -28,7 +28,6 @@ from nnunet_ssl.building_blocks.label_space import LabelSpace, SigmoidRegions
 
 FUSIONS = ("full", "rest", "mean")
 LARGEST_EVIDENCE = 1e3  # ours: p of 10 classes is then 0.99; a label's cross-entropy never stops asking for more
-SMALLEST_REST = 1e-8  # of what the determinant's logarithm is taken of, which is more than 0 in exact numbers
 
 
 class Opinion(NamedTuple):
@@ -136,39 +135,6 @@ def means(opinions: Sequence[Opinion], fused: Opinion, trust: Tensor) -> dict[st
     }
 
 
-def fisher_information_loss(evidence: Tensor, target: Tensor, determinant_weight: float) -> Tensor:
-    """Return the loss of evidence for K hypotheses against a label, of each question: (B, Q, *spatial) in float32.
-
-        ℓ = Σ_n ψ₁(α_n) [(y_n - p_n)² + p_n (1 - p_n) / (S + 1)] - λ₂ log |I(α)|
-        log |I(α)| = Σ_n log ψ₁(α_n) + log(1 - Σ_n ψ₁(S) / ψ₁(α_n))
-
-    with α = e + 1, S = Σ α, p = α / S, and ψ₁ the trigamma function, which falls as evidence grows. In the brackets
-    stand error and variance of the Dirichlet distribution of α. The gradient flows through ψ₁ too. So the loss looks
-    most at the hypotheses of which least is known. Deng et al., "Uncertainty Estimation by Fisher Information-based
-    Evidential Deep Learning" (I-EDL), ICML 2023, https://arxiv.org/abs/2303.02045, as MEDL has it: without I-EDL's
-    divergence from an even distribution.
-
-    Args:
-        evidence: (K, B, Q, *spatial), ≥ 0; the gradient flows here.
-        target: y (K, B, Q, *spatial), 0 or 1 and one of them 1.
-        determinant_weight: λ₂ ≥ 0.
-    """
-    alpha = evidence.float() + 1.0
-    strength = alpha.sum(0)
-    probs, information = alpha / strength, trigamma(alpha)
-    error = (target - probs).square() + probs * (1.0 - probs) / (strength + 1.0)
-    loss = (information * error).sum(0)
-    if not determinant_weight:
-        return loss
-    rest = 1.0 - (trigamma(strength) / information).sum(0)
-    return loss - determinant_weight * (information.log().sum(0) + rest.clamp_min(SMALLEST_REST).log())
-
-
-def trigamma(numbers: Tensor) -> Tensor:
-    """Return ψ₁ of numbers ≥ 1; the gradient flows through, by a series that is much faster than torch's own."""
-    return _Trigamma.apply(numbers)
-
-
 class _Evidence(torch.autograd.Function):
     """Written out, because its gradient needs nothing but the evidence itself."""
 
@@ -186,26 +152,6 @@ class _Evidence(torch.autograd.Function):
         """Multiply by the slope: e, and from L on L."""
         (evidence,) = ctx.saved_tensors
         return gradient * evidence.clamp_max(LARGEST_EVIDENCE)
-
-
-class _Trigamma(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, numbers: Tensor) -> Tensor:
-        ctx.save_for_backward(numbers)
-        return torch.polygamma(1, numbers)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
-        """Multiply by ψ₂(x) = -2 Σ_k (x + k)⁻³ + ψ₂(x + 6), the last one by its asymptotic series."""
-        (numbers,) = ctx.saved_tensors
-        slope = torch.zeros_like(numbers)
-        for k in range(6):
-            slope.add_((numbers + k).reciprocal_().pow_(3), alpha=-2.0)
-        inverse = (numbers + 6).reciprocal_()
-        square = inverse.square()
-        slope.sub_(square * (1 + inverse + square * (1 / 2 - square * (1 / 6 - square / 6))))
-        return slope.mul_(gradient)
 
 
 def _expected(opinion: Opinion) -> Tensor:

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.special import polygamma
 
 from nnunet_ssl.building_blocks.evidence import (
     LARGEST_EVIDENCE,
@@ -13,13 +12,12 @@ from nnunet_ssl.building_blocks.evidence import (
     evidence_of,
     expected_logits,
     expected_probabilities,
-    fisher_information_loss,
     hypotheses_of,
     means,
     opinion_of,
     reliability,
-    trigamma,
 )
+from nnunet_ssl.building_blocks.fisher_information import fisher_information_loss
 from nnunet_ssl.building_blocks.label_space import SigmoidRegions, SoftmaxLabels
 
 SPACES = [SoftmaxLabels(3), SoftmaxLabels(2), SigmoidRegions(2), SigmoidRegions(1)]
@@ -266,79 +264,6 @@ def test_hypotheses_of_labels():
     classes = hypotheses_of(SoftmaxLabels(2), labels)
     assert classes.shape == (2, 1, 1, 2)
     assert torch.equal(classes[:, 0, 0], labels[0])
-
-
-def naive_fisher(alpha: list[float], target: list[float], weight: float) -> float:
-    """With the Fisher matrix itself and its determinant."""
-    strength = sum(alpha)
-    information = [float(polygamma(1, one)) for one in alpha]
-    loss = 0.0
-    for n, one in enumerate(alpha):
-        error = (target[n] - one / strength) ** 2
-        variance = one * (strength - one) / (strength**2 * (strength + 1))
-        loss += information[n] * (error + variance)
-    sign, determinant = np.linalg.slogdet(np.diag(information) - polygamma(1, strength))
-    assert sign > 0
-    return loss - weight * determinant
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.05, 1.0])
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_fisher_loss_equals_naive_reference(monkeypatch, count, weight):
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    rng = np.random.default_rng(count)
-    evidence = torch.tensor(rng.gamma(0.5, 20.0, (count, 2, 3, 4)))
-    target = torch.nn.functional.one_hot(torch.tensor(rng.integers(0, count, (2, 3, 4))), count).movedim(-1, 0)
-    found = fisher_information_loss(evidence, target, weight)
-    assert found.dtype == torch.float64
-    for place in np.ndindex(*found.shape):
-        alpha = [evidence[(n, *place)].item() + 1 for n in range(count)]
-        truth = [float(target[(n, *place)]) for n in range(count)]
-        assert found[place].item() == pytest.approx(naive_fisher(alpha, truth, weight), rel=1e-8)
-
-
-def test_fisher_loss_is_right_in_single_precision_up_to_the_limit():
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.uniform(0, 5, (3, 20)), rng.uniform(0, LARGEST_EVIDENCE, (3, 20))], 1)
-    target = np.eye(3)[rng.integers(0, 3, 40)].T
-    found = fisher_information_loss(
-        *(torch.tensor(one)[:, None, None].half().float() for one in (values, target)), 0.05
-    )
-    assert found.dtype == torch.float32
-    values = torch.tensor(values).half().double().numpy()
-    for i in range(40):
-        assert found[0, 0, i].item() == pytest.approx(
-            naive_fisher(list(values[:, i] + 1), target[:, i], 0.05), rel=2e-3
-        )
-
-
-def test_fisher_loss_of_half_precision_is_single():
-    evidence = torch.rand(3, 1, 1, 4).half()
-    assert fisher_information_loss(evidence, torch.zeros_like(evidence), 0.05).dtype == torch.float32
-
-
-def test_gradient_of_the_fisher_loss(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    evidence = (5 * torch.rand(3, 2, 1, 2, dtype=torch.float64)).requires_grad_()
-    target = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 1, 2)), 3).movedim(-1, 0).double()
-    assert torch.autograd.gradcheck(lambda e: fisher_information_loss(e, target, 0.05), (evidence,))
-
-
-def test_fisher_loss_asks_for_evidence_of_the_label_and_against_the_others():
-    evidence = torch.full((3, 1, 1, 1), 4.0, requires_grad=True)
-    target = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1, 1)
-    fisher_information_loss(evidence, target, 0.0).sum().backward()
-    gradient = evidence.grad.ravel()
-    assert gradient[1] < 0 < gradient[0]
-    assert gradient[0] == gradient[2]
-
-
-def test_gradient_of_trigamma_is_the_next_polygamma():
-    numbers = torch.logspace(0, 6, 200, dtype=torch.float64, requires_grad=True)
-    values = trigamma(numbers)
-    (3.0 * values).sum().backward()
-    np.testing.assert_allclose(values.detach(), polygamma(1, numbers.detach().numpy()), rtol=1e-9)
-    np.testing.assert_allclose(numbers.grad, 3 * polygamma(2, numbers.detach().numpy()), rtol=1e-9)
 
 
 def test_means_for_the_curves():
