@@ -30,7 +30,7 @@ def fisher_information_loss(evidence: Tensor, target: Tensor, determinant_weight
 
 
 class _FisherInformationLoss(torch.autograd.Function):
-    """Written out: autograd would keep ten maps for the gradient, and torch's own ψ₂ is slow."""
+    """Written out: by autograd it would keep nearly twice as many maps for the gradient, and torch's own ψ₂ is slow."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, alpha: Tensor, target: Tensor, determinant_weight: float) -> Tensor:
