@@ -44,8 +44,9 @@ def class_maps(space: LabelSpace, labels: Tensor, weight: Tensor) -> Tensor:
         weight: bool or ≥ 0, (B, 1, *spatial), for regions also (B, C, *spatial); 0 leaves a voxel out.
     """
     inside = space.one_hot(labels)
-    maps = [1.0 - inside, inside] if isinstance(space, SigmoidRegions) else [inside]
-    return torch.cat([weight * one for one in maps], 1)
+    if isinstance(space, SigmoidRegions):
+        return torch.cat([weight * (1.0 - inside), weight * inside], 1)
+    return weight * inside
 
 
 @torch.no_grad()
@@ -216,10 +217,10 @@ def expected_cross_entropy(space: LabelSpace, logits: Tensor, classes: Tensor, t
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits + torch.einsum("bkn,kc->bcn", classes, table)  # of which one at least is in float32
     if isinstance(space, SigmoidRegions):
-        losses = torch.cat([F.softplus(logits), F.softplus(-logits)], 1)
+        log_probs = torch.cat([F.logsigmoid(-logits), F.logsigmoid(logits)], 1)
     else:
-        losses = -logits.log_softmax(1)
-    return (classes * losses).sum() / classes.sum().clamp_min(1.0)
+        log_probs = logits.log_softmax(1)
+    return -(classes * log_probs).sum() / classes.sum().clamp_min(1.0)
 
 
 class Augmented(NamedTuple):
