@@ -202,7 +202,7 @@ def test_workers_that_still_start_leave_ctrl_c_to_the_command(masks, tmp_path, m
 def test_pseudolabel_keeps_what_is_finished_and_the_same_words_do_the_rest(dataset, tmp_path):
     finished_run(dataset, nnUNetTrainerMeanTeacher)
     pool = [f"scan{i:02d}" for i in range(12)]
-    for case in pool:  # the later ones take seconds, so that it cannot be finished before the signal comes
+    for case in pool:  # the later ones take seconds together: the signal comes before the end
         write_image(dataset.images_un / f"{case}_0000.nii.gz", shape=(12, 14, 16) if case < "scan06" else (40, 40, 40))
     dataset.write_splits([{"train": ["labeled0"], "val": ["labeled1"], "unlabeled": pool}])
     out = tmp_path / "pseudo"

@@ -16,6 +16,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 
+def refuse_missing_gpu(device: torch.device) -> None:
+    """Raise a RuntimeError if a GPU is asked for, as nnU-Net does by default, and torch can use none."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("there is no GPU that torch can use: -device cpu trains without one, slowly, for trying out")
+
+
 def device_of_this_process(requested: torch.device) -> torch.device:
     """Return the device of this rank: its GPU on this node, or the CPU when that was asked for.
 

@@ -70,6 +70,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
 
     def _initialize_on_any_device(self) -> None:
         """Let nnU-Net initialise as one process, then distribute; its own way knows CUDA devices of one node only."""
+        distributed.refuse_missing_gpu(self.device)
         is_ddp, self.is_ddp = self.is_ddp, False
         if is_ddp:
             self.device = distributed.device_of_this_process(self.my_init_kwargs["device"])

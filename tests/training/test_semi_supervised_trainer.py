@@ -826,3 +826,12 @@ def test_run_without_a_pretraining_keeps_its_weights(tiny_dataset):
     before = [float(weight.norm()) for weight in weights]
     trainer.on_train_epoch_start()
     assert [float(weight.norm()) for weight in weights] == before
+
+
+def test_a_missing_gpu_is_named_with_the_remedy(tiny_dataset, monkeypatch):
+    """nnU-Net asks for a GPU where nothing else is said."""
+    trainer = make_trainer(tiny_dataset(), MEAN_TEACHER)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    trainer.device = torch.device("cuda")
+    with pytest.raises(RuntimeError, match="no GPU that torch can use: -device cpu"):
+        trainer.run_training()
