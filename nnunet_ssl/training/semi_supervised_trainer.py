@@ -70,10 +70,11 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
 
     def _initialize_on_any_device(self) -> None:
         """Let nnU-Net initialise as one process, then distribute; its own way knows CUDA devices of one node only."""
-        distributed.refuse_missing_gpu(self.device)
+        requested = self.my_init_kwargs["device"]  # of several processes nnU-Net has taken each for one on a GPU
+        distributed.refuse_missing_gpu(requested)
         is_ddp, self.is_ddp = self.is_ddp, False
         if is_ddp:
-            self.device = distributed.device_of_this_process(self.my_init_kwargs["device"])
+            self.device = distributed.device_of_this_process(requested)
             if self.device.type != "cuda":
                 self.grad_scaler = None
         super().initialize()

@@ -832,6 +832,6 @@ def test_a_missing_gpu_is_named_with_the_remedy(tiny_dataset, monkeypatch):
     """nnU-Net asks for a GPU where nothing else is said."""
     trainer = make_trainer(tiny_dataset(), MEAN_TEACHER)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    trainer.device = torch.device("cuda")
+    trainer.my_init_kwargs["device"] = torch.device("cuda")
     with pytest.raises(RuntimeError, match="no GPU that torch can use: -device cpu"):
         trainer.run_training()
