@@ -70,7 +70,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
 
     def _initialize_on_any_device(self) -> None:
         """Let nnU-Net initialise as one process, then distribute; its own way knows CUDA devices of one node only."""
-        requested = self.my_init_kwargs["device"]  # of several processes nnU-Net has taken each for one on a GPU
+        requested = self.my_init_kwargs["device"]  # with several processes self.device is a GPU, whatever was asked
         distributed.refuse_missing_gpu(requested)
         is_ddp, self.is_ddp = self.is_ddp, False
         if is_ddp:
