@@ -6,18 +6,22 @@
 A label is looked at first: it must lie where its image lies, and hold only values that dataset.json knows; the ignore
 label is one. Then label and image go to labelsTr and imagesTr, numTraining follows, the cases go into train of each
 fold in which their patient does not validate and out of its unlabeled cases, and they are preprocessed where the others
-are. Plans and validation cases stay. Interrupted, the same command finishes it.
+are, before anything moves. Plans and validation cases stay. Interrupted, the same command finishes it.
+
+Trainings of the data set have to be finished: one that goes on, with other cases than it began with, is refused.
 """
 
 import argparse
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunet_ssl.data.labeled_cases import LabeledPreprocessing
     from nnunet_ssl.splits.adopting import Adoption
 
 
@@ -27,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", required=True, metavar="DATASET", help="data set: id or name")
     parser.add_argument("cases", nargs="+", metavar="CASE", help="cases of imagesUn, without channel and ending")
     parser.add_argument("--labels", metavar="FOLDER", help="their labels (default: labelsUn in the raw data set)")
+    parser.add_argument(
+        "--allow-unfinished",
+        action="store_true",
+        help="give up trainings that wait for --c: they began with fewer cases",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,18 +60,39 @@ def run(options: argparse.Namespace) -> int:
     splits = {file: folds_in(file) for file in files if file.exists()}
     folds = next(iter(splits.values()), [])
     refuse_unadoptable(adoption, folds, preprocessed)
+    refuse_unfinished_trainings(name, options.allow_unfinished)
     refuse_bad_labels(adoption)
     adoption.moves()
-    adoption.begin()
-    adoption.carry_out()
-    lines = list(change_splits(adoption, splits))
-    lines += preprocess_adopted(adoption, preprocessed)
+    preprocessings, lines = preprocessings_of(preprocessed)
+    with prepared(adoption, preprocessings):  # what cannot be preprocessed is found before anything moves
+        adoption.begin()
+        adoption.carry_out()
+        lines = [*change_splits(adoption, splits), *lines]
+        take_over(adoption, preprocessings, preprocessed)
     lines += note_of_cascades(adoption, preprocessed) if folds else []
     adoption.finish()
     pool = len(raw.images("imagesUn"))
     print(f"adopted: {some(adoption.cases)}; {len(raw.labels())} labeled cases, {pool} in imagesUn")
     print(*lines, *how_to_go_on(name, preprocessed), sep="\n")
     return 0
+
+
+def refuse_unfinished_trainings(dataset: str, are_given_up: bool) -> None:
+    """Raise a ValueError if a training of the data set runs, or, unless these are given up, waits to go on."""
+    from nnunet_ssl.commands.going_on import FINAL, folders_of_trainings
+    from nnunet_ssl.data.raw_files import some
+    from nnunet_ssl.training.run_lock import is_held
+
+    folders = folders_of_trainings(dataset)
+    if running := [folder for folder in folders if is_held(folder)]:
+        raise ValueError(f"a training runs in {running[0]} and reads what would move: wait for its end, or end it")
+    waiting = [one for one in folders if (one / "checkpoint_latest.pth").is_file() and not (one / FINAL).is_file()]
+    if waiting and not are_given_up:
+        names = some([f"{folder.parent.name}/{folder.name}" for folder in waiting])
+        raise ValueError(
+            f"not finished, and could not go on with more labeled cases than it began with: {names}. Finish it with "
+            "--c first, or give it up with --allow-unfinished"
+        )
 
 
 def folds_in(file: Path) -> list[dict]:
@@ -88,32 +118,52 @@ def change_splits(adoption: "Adoption", splits: dict[Path, list[dict]]) -> Itera
             yield f"{case} is not in train of fold {', '.join(left)}, where its patient validates"
 
 
-def preprocess_adopted(adoption: "Adoption", preprocessed: Path) -> list[str]:
-    """Preprocess the cases wherever others are, no more as unlabeled ones, and say what was done or is to be done."""
-    from nnunet_ssl.data.labeled_cases import can_take_a_case, preprocess_labeled, preprocessing_command
+def preprocessings_of(preprocessed: Path) -> "tuple[list[LabeledPreprocessing], list[str]]":
+    """Return what preprocesses further cases wherever others are, and lines that say so, and where only nnU-Net can."""
+    from nnunet_ssl.data.labeled_cases import LabeledPreprocessing, can_take_a_case, preprocessing_command
     from nnunet_ssl.data.raw_files import read_dataset_json
+
+    found, lines = [], []
+    for plans, configuration, folder in preprocessed_configurations(preprocessed):
+        if can_take_a_case(folder):
+            dataset_json = read_dataset_json(preprocessed / "dataset.json")
+            found.append(LabeledPreprocessing(folder, plans, configuration, dataset_json))
+        else:
+            command = preprocessing_command(preprocessed.name, plans.plans_name, configuration)
+            lines.append(f"{configuration} is preprocessed in an older format; preprocess it anew: {command}")
+    if found:
+        lines.insert(
+            0, f"preprocessed for {', '.join(f'{one.configuration} ({one.plans.plans_name})' for one in found)}"
+        )
+    return found, lines
+
+
+@contextmanager
+def prepared(adoption: "Adoption", preprocessings: "list[LabeledPreprocessing]") -> Iterator[None]:
+    """Hold the cases preprocessed beside the folders in which the others are."""
+    try:
+        for one in preprocessings:
+            one.clear()
+            for case in adoption.cases:
+                one.prepare(case, adoption.images_of(case), adoption.label_of(case))
+        yield
+    finally:
+        for one in preprocessings:
+            one.clear()
+
+
+def take_over(adoption: "Adoption", preprocessings: "list[LabeledPreprocessing]", preprocessed: Path) -> None:
+    """Let the cases be preprocessed as labeled ones, and no more as unlabeled ones."""
     from nnunet_ssl.data.unlabeled_preprocessing import forget_cases
     from nnunet_ssl.data.whole_files import copy
 
-    lines, done = [], []
     for folder in preprocessed.glob("*_unlabeled"):
         forget_cases(folder, adoption.cases)
-    for plans, configuration, folder in preprocessed_configurations(preprocessed):
-        if not can_take_a_case(folder):
-            lines.append(
-                f"{configuration} is preprocessed in an older format; preprocess it anew: "
-                f"{preprocessing_command(preprocessed.name, plans.plans_name, configuration)}"
-            )
-            continue
-        dataset_json = read_dataset_json(preprocessed / "dataset.json")
-        for case in adoption.cases:
-            images, label = adoption.images_of(case), adoption.label_of(case)
-            preprocess_labeled(folder, plans, configuration, dataset_json, case, images, label)
-        done.append(f"{configuration} ({plans.plans_name})")
+    for one in preprocessings:
+        one.take_over(adoption.cases)
     references = preprocessed / "gt_segmentations"
     for case in adoption.cases if references.is_dir() else ():
         copy(adoption.label_of(case), references / f"{case}{adoption.raw.ending}")
-    return [f"preprocessed for {', '.join(done)}", *lines] if done else lines
 
 
 def note_of_cascades(adoption: "Adoption", preprocessed: Path) -> list[str]:

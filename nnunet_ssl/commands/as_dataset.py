@@ -103,8 +103,8 @@ def new_dataset(
     """Return the data set that is to be written, None without --as-dataset; whatever is in its way is said here.
 
     Raises:
-        ValueError: --accept without --as-dataset, or no number or share; the id is taken; the fold has no split or
-            lacks labels; an unlabeled scan is a labeled or test case.
+        ValueError: --accept without --as-dataset, no number or share, or of more scans than there are; the id is taken;
+            the fold has no split or lacks labels; an unlabeled scan is a labeled or test case.
     """
     if options.as_dataset is None:
         if options.accept is not None:
@@ -118,6 +118,8 @@ def new_dataset(
     from nnunet_ssl.splits.make_splits import number_or_share
 
     accept = number_or_share(options.accept or ALL, "--accept is a number of scans")
+    if isinstance(accept, int) and accept > len(files):
+        raise ValueError(f"--accept {accept}, but there are {len(files)} unlabeled scans")
     model = {
         "trainer": options.tr,
         "plans": options.p,

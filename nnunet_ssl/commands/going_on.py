@@ -39,13 +39,18 @@ def how_to_go_on(dataset: str, preprocessed: Path) -> Iterator[str]:
 
 def finished_trainings(dataset: str) -> list[Path]:
     """Return the final checkpoints of all trainings of a data set, the newest first."""
+    files = [folder / FINAL for folder in folders_of_trainings(dataset) if (folder / FINAL).exists()]
+    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+
+
+def folders_of_trainings(dataset: str) -> list[Path]:
+    """Return the folders of all trainings of a data set, one for each fold."""
     from nnunet_ssl.commands.trained_models import FOLD
 
     if not os.environ.get("nnUNet_results"):
         return []
-    files = Path(os.environ["nnUNet_results"], dataset).absolute().glob(f"*__*__*/fold_*/{FINAL}")
-    folds = [file for file in files if FOLD.fullmatch(file.parent.name.removeprefix("fold_"))]
-    return sorted(folds, key=lambda file: file.stat().st_mtime, reverse=True)
+    folders = Path(os.environ["nnUNet_results"], dataset).absolute().glob("*__*__*/fold_*")
+    return sorted(folder for folder in folders if FOLD.fullmatch(folder.name.removeprefix("fold_")))
 
 
 def from_model(dataset: str, final: Path, checkpoint: dict) -> Iterator[str]:

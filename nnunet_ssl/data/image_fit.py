@@ -45,7 +45,10 @@ def refuse_unfit(
             raise ValueError(f"its channels differ in size: {file.name} has {times(header.size)} voxels")
         if not np.allclose(header.spacing, first.spacing, rtol=1e-3):
             raise ValueError(f"its channels differ in voxel size: {file.name} has {times(header.spacing)} mm")
-    problem = problem_with_plans(first, plans) or memory_problem(first, plans, configuration, channels)
+    problem = problem_with_plans(first, plans)
+    if problem is None and len(first.size) > 2:
+        before, after = shapes_of(first, plans, configuration)
+        problem = thinness_problem(first, after, configuration) or memory_problem(first, before, after, channels)
     if problem:
         raise ValueError(problem)
 
@@ -81,24 +84,37 @@ def problem_with_plans(header: Header, plans: PlansManager) -> str | None:
     return None
 
 
-def memory_problem(
-    header: Header, plans: PlansManager, configuration: ConfigurationManager, channels: int
-) -> str | None:
-    """Return why an image is too large to be preprocessed on this machine; None if it may go."""
-    limit = memory_limit()
+def shapes_of(header: Header, plans: PlansManager, configuration: ConfigurationManager) -> tuple[list[int], list[int]]:
+    """Return the size of a volume along the plans' axes, and what it becomes when it is resampled."""
     size, spacing = [*header.size[:3]][::-1], [*header.spacing][::-1]
-    if limit is None or len(size) < 3:
-        return None
-    order = plans.transpose_forward
-    size, spacing = ([values[axis] for axis in order] for values in (size, spacing))
+    size, spacing = ([values[axis] for axis in plans.transpose_forward] for values in (size, spacing))
     target = list(configuration.spacing)
     target = [*spacing[: 3 - len(target)], *target]
-    before, after = (float(np.prod(one, dtype=float)) for one in (size, compute_new_shape(size, spacing, target)))
-    needed = channels * BYTES_OF_VALUE * (IMAGES_BEFORE * before + after) + BYTES_OF_RESAMPLED_VOXEL * after
+    return size, [int(length) for length in compute_new_shape(size, spacing, target)]
+
+
+def thinness_problem(header: Header, after: Sequence[int], configuration: ConfigurationManager) -> str | None:
+    """Return why nothing is left of an image when it is resampled; None if something is."""
+    if all(after):
+        return None
+    known = times([*configuration.spacing][::-1])
+    return (
+        f"it is too thin: its {times(header.size)} voxels of {times(header.spacing)} mm are less than half a voxel of "
+        f"the data set, of {known} mm"
+    )
+
+
+def memory_problem(header: Header, before: Sequence[int], after: Sequence[int], channels: int) -> str | None:
+    """Return why an image is too large to be preprocessed on this machine; None if it may go."""
+    limit = memory_limit()
+    if limit is None:
+        return None
+    read, made = np.prod(before, dtype=float), np.prod(after, dtype=float)
+    needed = channels * BYTES_OF_VALUE * (IMAGES_BEFORE * read + made) + BYTES_OF_RESAMPLED_VOXEL * made
     if needed <= limit:
         return None
     return (
-        f"it is too large: its {times(header.size)} voxels of {times(header.spacing)} mm become {after / 1e6:.0f} "
+        f"it is too large: its {times(header.size)} voxels of {times(header.spacing)} mm become {made / 1e6:.0f} "
         f"million when it is preprocessed, which needs {needed / GIB:.0f} GiB of memory, and there are "
         f"{limit / GIB:.0f}. Look whether the voxel size in its header is right"
     )

@@ -4,6 +4,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
@@ -13,7 +14,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.data.checksums import PreprocessedFiles
 from nnunet_ssl.data.dataset_names import id_of
+from nnunet_ssl.data.dataset_reader import refuse_unusable
 from nnunet_ssl.data.disk_faults import blaming_the_disk, naming
+from nnunet_ssl.data.image_bytes import in_plain_words
+from nnunet_ssl.data.image_files import fault_of_the_machine
+from nnunet_ssl.data.image_fit import refuse_unfit
+from nnunet_ssl.data.preprocessed_images import open_image
 from nnunet_ssl.data.raw_files import some
 from nnunet_ssl.data.stamps import folder_of, state_folder
 from nnunet_ssl.data.whole_files import sync
@@ -77,42 +83,69 @@ def can_take_a_case(folder: Path) -> bool:
     return any(folder.glob("*.b2nd")) and not any(folder.glob("*.np[yz]"))
 
 
-def preprocess_labeled(
-    folder: Path,
-    plans: PlansManager,
-    configuration: str,
-    dataset_json: dict,
-    case: str,
-    images: Sequence[Path],
-    label: Path,
-) -> None:
-    """Preprocess a case with nnU-Net's own function into its preprocessed folder; it appears whole or not at all.
+@dataclass(frozen=True)
+class LabeledPreprocessing:
+    """Preprocessing of further labeled cases by nnU-Net's own function: all beside the folder first, then into it.
 
-    Args:
-        folder: of the configuration; what it has of the case is replaced.
+    Attributes:
+        folder: nnU-Net's preprocessed folder of the configuration.
         plans: of the data set.
         configuration: its name.
         dataset_json: of the data set.
-        case: its id.
-        images: its files, channels in order.
-        label: its label file.
     """
-    settings = plans.get_configuration(configuration)
-    unfinished = folder.with_name(f"{folder.name}_unfinished")  # beside it: nnU-Net takes its format from its listing
-    shutil.rmtree(unfinished, ignore_errors=True)
-    preprocessor = settings.preprocessor_class(verbose=False)
-    files = [str(file) for file in images]
-    try:
-        with naming(folder / case, instead_of=unfinished), blaming_the_disk(unfinished):
-            unfinished.mkdir()
-            preprocessor.run_case_save(str(unfinished / case), files, str(label), plans, settings, dataset_json)
-            for file in unfinished.iterdir():
-                sync(file)
-        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == f"{case}.b2nd"):  # which nnU-Net lists
-            file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    labeled_files(folder, plans.dataset_name, plans.plans_name, configuration).forget(case)
+
+    folder: Path
+    plans: PlansManager
+    configuration: str
+    dataset_json: dict
+
+    @property
+    def beside(self) -> Path:
+        """Where cases lie until they are taken over: nnU-Net takes its format from the folder's own listing."""
+        return self.folder.with_name(f"{self.folder.name}_unfinished")
+
+    def clear(self) -> None:
+        """Remove what lies beside the folder."""
+        shutil.rmtree(self.beside, ignore_errors=True)
+
+    def prepare(self, case: str, images: Sequence[Path], label: Path) -> None:
+        """Preprocess a case beside the folder.
+
+        Args:
+            case: its id.
+            images: its files, channels in order.
+            label: its label file.
+
+        Raises:
+            ValueError: it cannot be preprocessed, or nobody could learn from what it becomes.
+        """
+        settings = self.plans.get_configuration(self.configuration)
+        preprocessor = settings.preprocessor_class(verbose=False)
+        unfinished = self.beside / case
+        unfinished.mkdir(parents=True)
+        words = str(unfinished / case), [str(file) for file in images], str(label)
+        try:
+            refuse_unfit(images, self.plans, settings, self.dataset_json)
+            with naming(self.folder / case, instead_of=unfinished), blaming_the_disk(unfinished):
+                preprocessor.run_case_save(*words, self.plans, settings, self.dataset_json)
+                refuse_unusable(open_image(unfinished, case)[:], self.dataset_json)
+                for file in unfinished.iterdir():
+                    sync(file)
+        except Exception as error:
+            if fault_of_the_machine(error):
+                raise
+            reason = in_plain_words(error) or type(error).__name__
+            raise ValueError(f"{case} cannot be preprocessed for {self.configuration}: {reason}") from error
+
+    def take_over(self, cases: Iterable[str]) -> None:
+        """Move prepared cases into the folder, where what it has of them is replaced; each appears whole or not."""
+        files = labeled_files(self.folder, self.plans.dataset_name, self.plans.plans_name, self.configuration)
+        for case in cases:
+            made = (self.beside / case).iterdir()
+            for file in sorted(made, key=lambda file: file.name == f"{case}.b2nd"):  # which nnU-Net lists
+                file.replace(self.folder / file.name)
+            files.forget(case)
+        self.clear()
 
 
 def _is_whole(folder: Path, case: str) -> bool:

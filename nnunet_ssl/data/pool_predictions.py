@@ -115,8 +115,8 @@ def begin_round(root: Path, made_by: Mapping[str, Any], before: Mapping[str, Any
             shutil.rmtree(folder)
     predictions = PoolPredictions(_folder_of(root, made_by))
     write_json_atomically(dict(made_by), predictions.folder / ROUND)
-    for unfinished in predictions.folder.glob("*.tmp"):  # of a run that was killed
-        shutil.rmtree(unfinished)
+    for unfinished in predictions.folder.glob("*.tmp"):  # of a run that was killed: of a case, or of the note above
+        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
     return predictions
 
 

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 
 from nnunet_ssl.data import json_schemas as schemas
-from nnunet_ssl.data.dataset_reader import DatasetReader
+from nnunet_ssl.data.dataset_reader import DatasetReader, refuse_unusable
 from nnunet_ssl.data.identical_images import as_test_case, twins_of_dataset
 from nnunet_ssl.data.json_schemas import refuse_unfit
 from nnunet_ssl.data.patients import patients_of
@@ -109,7 +109,8 @@ def refuse_unadoptable(adoption: Adoption, folds: Sequence[Mapping], preprocesse
 
     Raises:
         ValueError: a case was adopted already, is a validation or test case (by name, or the same image as one), has no
-            image in imagesUn, a label that is hidden, or a patient who validates in every fold.
+            image in imagesUn, a label that is hidden, a patient who validates in every fold, or an image that another
+            case has which stays unlabeled.
     """
     raw = adoption.raw
     refuse_elsewhere(raw)
@@ -139,9 +140,15 @@ def refuse_unadoptable(adoption: Adoption, folds: Sequence[Mapping], preprocesse
             "with it: leave it out"
         )
     held_out = {*validation, *map(as_test_case, test)}
+    stay = {*unlabeled, *(case for fold in folds for case in fold.get(KEY, ()))} - {*adoption.cases}
     for names in twins_of_dataset(raw, preprocessed):
-        if {*names} & {*adoption.cases} and {*names} & held_out:
-            raise ValueError(f"{' = '.join(names)}: the same image, and one is a validation or test case: leave it out")
+        if not {*names} & {*adoption.cases}:
+            continue
+        same = f"{' = '.join(names)}: the same image"
+        if {*names} & held_out:
+            raise ValueError(f"{same}, and one is a validation or test case: leave it out")
+        if left := sorted({*names} & stay):
+            raise ValueError(f"{same}, and {left[0]} would stay an unlabeled case: take it out of them")
 
 
 def refuse_bad_labels(adoption: Adoption) -> None:
@@ -149,7 +156,7 @@ def refuse_bad_labels(adoption: Adoption) -> None:
 
     Raises:
         ValueError: a label is missing, damaged, elsewhere than its image, or holds a value that dataset.json does not
-            know; an image is damaged or has other channels.
+            know; an image is damaged, has other channels, or is all equal.
     """
     raw = adoption.raw
     reader = DatasetReader.of_raw(raw)
@@ -162,6 +169,7 @@ def refuse_bad_labels(adoption: Adoption) -> None:
             raise ValueError(f"{case}: {problem}")
         try:
             channels, properties = reader.read_channels(images)
+            refuse_unusable(channels, raw.dataset_json)
             space = reader.space_of_image(images, properties, channels.shape[1:])
             refuse_other_space(images[0], label, space, structures.read_labels(label), "image")
         except ValueError as error:

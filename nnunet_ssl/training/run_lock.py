@@ -41,6 +41,19 @@ def locked(folder: str | Path, report: Callable[[str], None]) -> Iterator[SoftFi
         lock.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a process holds the folder, as far as that can be told at once."""
+    if not Path(folder, LOCK).exists():
+        return False
+    lock = SoftFileLease(Path(folder, LOCK), lease_duration=LEASE_SECONDS, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def refuse_if_lost(lock: SoftFileLease | None) -> None:
     """Raise a RuntimeError if another training has the folder meanwhile, as after a long sleep of this machine."""
     if lock is not None and lock.compromise is not None:

@@ -23,6 +23,7 @@ from nnunet_ssl.data.split_file import read_splits
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.splits.adopting import Adoption
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+from nnunet_ssl.training.run_lock import locked
 from tests.commands.test_pseudolabel_dataset import LABELED, Interruption, as_pictures, write_case
 from tests.conftest import DATASET, make_trainer, started
 from tests.training.test_model_export import finished_run
@@ -231,6 +232,57 @@ def test_same_image_as_a_validation_or_test_case(dataset, capsys, name):
     case = "labeled2" if name == "imagesTr" else "other"
     shutil.copy(raw / "imagesUn" / "scan1_0000.nii.gz", raw / name / f"{case}_0000.nii.gz")
     refused(dataset, capsys, "= scan1: the same image, and one is a validation or test case", "scan0", "scan1")
+
+
+def test_same_image_as_one_that_stays_unlabeled(dataset, capsys):
+    """A training would refuse it, as it must not take for unlabeled what it has the label of."""
+    images = raw_of(dataset) / "imagesUn"
+    shutil.copy(images / "scan1_0000.nii.gz", images / "scan2_0000.nii.gz")
+    refused(dataset, capsys, "scan1 = scan2: the same image, and scan2 would stay an unlabeled case", "scan0", "scan1")
+    write_case(dataset, "imagesUn", "scan2", seed=22, label="labelsUn")
+    shutil.copy(images / "scan1_0000.nii.gz", images / "scan0_0000.nii.gz")
+    assert adopt_cases("scan0", "scan1") == 0, "both are labeled from here on"
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "fill", "expected"),
+    [
+        ((1, 22, 24), (1.0, 1.0, 0.3), None, "scan1 cannot be preprocessed for 3d_fullres: it is too thin"),
+        (
+            (20, 22, 24),
+            (1.0, 1.0, 500.0),
+            None,
+            "scan1 cannot be preprocessed for 3d_fullres: its voxels are 1 x 1 x 500",
+        ),
+        ((20, 22, 24), (1.0, 1.0, 1.0), 3.0, "scan1: all its voxels have the same value"),
+    ],
+)
+def test_what_cannot_be_preprocessed_stays_where_it_is(dataset, capsys, shape, spacing, fill, expected):
+    raw = raw_of(dataset)
+    voxels = np.random.default_rng(0).normal(size=shape) if fill is None else np.full(shape, fill)
+    for file, array in (
+        (raw / "imagesUn" / "scan1_0000.nii.gz", voxels.astype(np.float32)),
+        (raw / "labelsUn" / "scan1.nii.gz", np.ones(shape, np.uint8)),
+    ):
+        image = SimpleITK.GetImageFromArray(array)
+        image.SetSpacing(spacing)
+        SimpleITK.WriteImage(image, str(file))
+    refused(dataset, capsys, expected, "scan0", "scan1")
+
+
+def test_a_training_that_runs_or_waits_is_not_pulled_the_cases_from(dataset, capsys):
+    folder = Path(os.environ["nnUNet_results"], DATASET, "nnUNetTrainerSSL__nnUNetPlans__3d_fullres", "fold_1")
+    folder.mkdir(parents=True)
+    with locked(folder, print):
+        refused(dataset, capsys, f"a training runs in {folder} and reads what would move: wait", "scan0")
+        refused(dataset, capsys, f"a training runs in {folder}", "scan0", "--allow-unfinished")
+    (folder / "checkpoint_latest.pth").touch()
+    expected = "not finished, and could not go on with more labeled cases than it began with: nnUNetTrainerSSL__"
+    refused(dataset, capsys, expected, "scan0")
+    (folder / "checkpoint_final.pth").touch()
+    assert adopt_cases("scan0") == 0
+    (folder / "checkpoint_final.pth").unlink()
+    assert adopt_cases("scan1", "--allow-unfinished") == 0
 
 
 def spoil_value(image):

@@ -346,6 +346,7 @@ def test_wrong_use_is_one_sentence_before_anything_is_predicted(dataset, tmp_pat
     refused("--accept goes with --as-dataset", "--accept", "5")
     too_many = ("--as-dataset", "127", "--accept", "110%")
     refused("--accept is a number of scans or a share such as 10%, got '110%'", *too_many)
+    refused("--accept 4, but there are 3 unlabeled scans", "--as-dataset", "127", "--accept", "4")
     refused("--as-dataset takes an id from 1 to 999, got 0", "--as-dataset", "0")
     refused("the id 999 is that of Dataset999_Tiny: choose another with --as-dataset", "--as-dataset", "999")
     (dataset.root / "results" / "Dataset127_Mine").mkdir()

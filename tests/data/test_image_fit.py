@@ -197,6 +197,15 @@ def test_channels_that_differ(job):
     assert open_image(job.preprocessed, "both").shape == (2, *SHAPE)
 
 
+def test_an_image_of_which_resampling_leaves_nothing(job):
+    of_numpy(job.images / "thin_0000.nii.gz", voxels((1, 14, 16)), spacing=(1.0, 1.0, 0.3))
+    of_numpy(job.images / "thick_0000.nii.gz", voxels((1, 14, 16)), spacing=(1.0, 1.0, 0.6))
+    assert job.run(1) == {
+        "thin": "it is too thin: its 16 x 14 x 1 voxels of 1 x 1 x 0.3 mm are less than half a voxel of the data set, "
+        "of 1 x 1 x 1 mm"
+    }
+
+
 def test_an_image_too_large_for_the_memory_is_left_out_before_it_is_read(job, monkeypatch):
     """It names its sizes; the data set's own spacing is 50 times as fine."""
     job.plans["configurations"]["3d_fullres"]["spacing"] = [0.02] * 3

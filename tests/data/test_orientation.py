@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
-from nnunet_ssl.data.orientation import overlap_of_mirrored, small, turned_over
+from nnunet_ssl.data.orientation import filled, overlap_of_mirrored, small, turned_over
 
 
 def scans(number: int, seed: int = 0) -> list[np.ndarray]:
@@ -55,6 +57,16 @@ def test_images_without_contrast_say_nothing():
 def test_slices_are_images_too():
     flat = [one[:1] for one in scans(12)]
     assert turned(flat, (2,)) == {2: 0}
+
+
+@pytest.mark.parametrize("shape", [(20, 33, 64), (1, 16, 15), (5, 40, 17)])
+def test_shares_of_all_classes_are_the_pooled_masks_of_each(shape):
+    labels = np.random.default_rng(0).integers(-1, 7, shape).astype(np.int8)  # -1: nnU-Net's outside; 6: to be ignored
+    classes = [4, 1, 5]
+    masks = torch.stack([torch.from_numpy((labels == value).astype(np.float32)) for value in classes])
+    found = filled(labels, classes)
+    torch.testing.assert_close(found, F.adaptive_avg_pool3d(masks, 16))
+    assert 0 < found.mean() < 1
 
 
 def two_structures(shift: int) -> np.ndarray:

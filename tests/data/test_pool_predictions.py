@@ -75,6 +75,7 @@ def test_interrupted_writing_leaves_no_case_and_the_next_round_no_rest(predictio
         patched.setattr(whole_files.os, "fsync", interrupt)
         predictions.write("case", cube(), image, [1], (16, 16, 16))
     (predictions.folder / ".other.b2nd.tmp").mkdir()  # of a run that was killed
+    (predictions.folder / "round.json.4711.tmp").write_text("{")
     assert not predictions.has("case", image)
     begin_round(predictions.folder.parent, {"epoch": 3, "model": "a"}, {})
     assert {file.name for file in predictions.folder.iterdir()} == {"round.json"}
