@@ -10,6 +10,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from nnunet_ssl.commands.going_on import DEFAULT_PLANS
+from nnunet_ssl.commands.trained_models import with_first_stages
 
 if TYPE_CHECKING:
     from nnunet_ssl.conversion.pseudolabeled_dataset import LabeledFold
@@ -128,6 +129,10 @@ def new_dataset(
         "checkpoint": checkpoint.name,
         "sha256": file_digest(checkpoint),
     }
+    for first in with_first_stages(checkpoint)[1:]:
+        if not first.is_file():
+            raise ValueError(f"there is no {first}: the first stage of the cascade predicts too")
+        model["first_stage_sha256"] = file_digest(first)
     words = {"dataset": name, "model": model, "accept": options.accept or ALL}
     raw = RawDataset.open(Path(os.environ["nnUNet_raw"], name))
     preprocessed = Path(os.environ["nnUNet_preprocessed"], name)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_ssl.commands.as_dataset import new_dataset
 from nnunet_ssl.commands.outputs import output_folder
-from nnunet_ssl.commands.trained_models import add_device_argument, device_of, model_checkpoint
+from nnunet_ssl.commands.trained_models import add_device_argument, device_of, model_checkpoint, with_first_stages
 
 if TYPE_CHECKING:
     from nnunet_ssl.evaluation.label_priority import Uncertainty
@@ -68,9 +68,9 @@ def run(options: argparse.Namespace) -> int:
     from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
 
     predictor = PoolPredictor(checkpoint.parent.parent, options.f, options.chk, torch.device(device_of(options)))
-    finished = Finished.open(folder, checkpoint, files)
     ending = predictor.predictor.dataset_json["file_ending"]
-    finished.forget_what_is_gone(ending)
+    finished = Finished.open(folder, with_first_stages(checkpoint), files, ending)
+    corrected = finished.forget_what_is_gone()
     problems = {}
     todo = [case for case in files if case not in finished.cases]
     if finished.cases:
@@ -81,11 +81,11 @@ def run(options: argparse.Namespace) -> int:
         except ValueError as error:
             problems[case] = " ".join(str(error).split())
             continue
-        predictor.write(prediction, finished.folder / f"{case}{ending}")
+        predictor.write(prediction, finished.label_of(case))
         finished.add(case, prediction.uncertainty, prediction.volumes_ml)
     order = finished.write_ranking()
     print(f"{len(order)} scans in {options.o}; most uncertain: {', '.join(order[:5]) or 'none'} (see {RANKING})")
-    for sentence in filter(None, (unused, older_conversion(predictor.predictor.dataset_json))):
+    for sentence in filter(None, (kept(corrected), unused, older_conversion(predictor.predictor.dataset_json))):
         print(sentence)
     print(*(f"left out, {case}: {why}" for case, why in problems.items()), sep="\n", end="\n" if problems else "")
     if dataset is not None:
@@ -127,15 +127,22 @@ def pool_files(dataset: str, fold: str) -> tuple[dict[str, list[Path]], str]:
 class Finished:
     """What is done already, one line for each scan in a file beside the predictions, so that nothing is done twice."""
 
-    def __init__(self, folder: Path, files: dict[str, list[Path]], cases: dict[str, dict]) -> None:
-        """Take the folder, the image files of each scan of the pool, and what an earlier call has noted of scans."""
+    def __init__(self, folder: Path, files: dict[str, list[Path]], ending: str, cases: dict[str, dict]) -> None:
+        """Take folder, image files of each scan of the pool, ending of labels, and what is noted of finished scans."""
         self.folder = folder
         self.files = files
+        self.ending = ending
         self.cases = cases
 
     @classmethod
-    def open(cls, folder: Path, checkpoint: Path, files: dict[str, list[Path]]) -> "Finished":
+    def open(cls, folder: Path, checkpoints: list[Path], files: dict[str, list[Path]], ending: str) -> "Finished":
         """Read what an earlier call has left in a folder, or make the folder.
+
+        Args:
+            folder: of the predictions.
+            checkpoints: of the model, and of a cascade's first stage.
+            files: the image files of each scan of the pool.
+            ending: of label files.
 
         Raises:
             ValueError: the folder holds something else, or predictions of another model.
@@ -143,14 +150,15 @@ class Finished:
         from nnunet_ssl.data.json_schemas import Predicted, parsed, refuse_unfit
         from nnunet_ssl.data.whole_files import replacing
 
-        model = [checkpoint.parent.parent.name, checkpoint.parent.name, checkpoint.name, *marks([checkpoint])]
+        last = checkpoints[0]
+        model = [last.parent.parent.name, last.parent.name, last.name, *marks(checkpoints)]
         file = folder / FINISHED
         if not file.is_file():
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise ValueError(f"{folder} is not empty: name a new folder with -o")
             with replacing(file) as unfinished:
                 unfinished.write_text(json.dumps(model) + "\n")
-            return cls(folder, files, {})
+            return cls(folder, files, ending, {})
         lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
         try:
             entries = [parsed(line) for line in lines]
@@ -162,27 +170,37 @@ class Finished:
             raise ValueError(f"{folder} holds the predictions of another model: name a new folder with -o")
         with replacing(file) as unfinished:
             unfinished.write_text("".join(lines))  # without half a line, after a power cut or on a full disk
-        return cls(folder, files, {entry["case"]: entry for entry in entries[1:]})
+        return cls(folder, files, ending, {entry["case"]: entry for entry in entries[1:]})
 
-    def forget_what_is_gone(self, ending: str) -> None:
+    def label_of(self, case: str) -> Path:
+        """Return the file of a scan's predicted labels."""
+        return self.folder / f"{case}{self.ending}"
+
+    def forget_what_is_gone(self) -> list[str]:
         """Let scans that have changed or left the pool, or whose label file is missing, count as not done.
 
-        What was predicted for them is deleted.
+        What was predicted for them is deleted, unless somebody has changed it since; these scans are returned.
         """
+        corrected = []
         for case, entry in list(self.cases.items()):
-            labels = self.folder / f"{case}{ending}"
+            label = self.label_of(case)
             is_same = case in self.files and entry["marks"] == marks(self.files[case])
-            if not is_same:
-                labels.unlink(missing_ok=True)
-            if not is_same or not labels.is_file():
+            if label.is_file() and not is_same:
+                if entry.get("label") != marks([label]):
+                    corrected.append(case)
+                else:
+                    label.unlink()
+            if case not in self.files or not label.is_file():
                 del self.cases[case]
+        return corrected
 
     def add(self, case: str, uncertainty: "Uncertainty", volumes_ml: dict[str, float]) -> None:
         """Note that a scan is done."""
         from nnunet_ssl.data.disk_faults import naming
 
         measured = {"uncertainty": asdict(uncertainty), "volumes_ml": volumes_ml}
-        self.cases[case] = {"case": case, "marks": marks(self.files[case]), **measured}
+        written = marks([self.label_of(case)])
+        self.cases[case] = {"case": case, "marks": marks(self.files[case]), "label": written, **measured}
         file = self.folder / FINISHED
         size = file.stat().st_size
         try:
@@ -217,6 +235,18 @@ class Finished:
                 numbers = [f"{value:.6g}" for value in (one.entropy, one.disagreement, *values)]
                 writer.writerow(csv_row([rank, case, *numbers]))
         return order
+
+
+def kept(corrected: list[str]) -> str:
+    """Return one sentence about labels that somebody has changed, of scans that have changed too or are gone."""
+    from nnunet_ssl.data.raw_files import some
+
+    if not corrected:
+        return ""
+    return (
+        f"kept, as somebody has changed the label since: {some(corrected)}, though the scan has changed too, or is no "
+        "unlabeled one any more; remove the label to have it predicted anew"
+    )
 
 
 def marks(files: list[Path]) -> list[Any]:

@@ -86,6 +86,21 @@ def checkpoint_of(model: Path, fold: str, checkpoint: str) -> Path:
     return file
 
 
+def with_first_stages(checkpoint: Path) -> list[Path]:
+    """Return a checkpoint and, of a cascade, that of its first stage, by which its predictions are made too."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_ssl.data.raw_files import read_json_file
+
+    model = checkpoint.parent.parent
+    rest, _, configuration = model.name.rpartition("__")
+    plans = PlansManager(read_json_file(model / "plans.json"))
+    previous = plans.get_configuration(configuration).previous_stage_name
+    if previous is None:
+        return [checkpoint]
+    return [checkpoint, model.with_name(f"{rest}__{previous}") / checkpoint.parent.name / "checkpoint_final.pth"]
+
+
 @contextmanager
 def away_from_results() -> Iterator[None]:
     """Let nnU-Net construct a trainer without a trace in the run's folder.

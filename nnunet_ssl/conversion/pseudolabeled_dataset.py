@@ -21,6 +21,7 @@ from nnunet_ssl.data.json_schemas import Origins, refuse_unfit
 from nnunet_ssl.data.preprocessed_images import read_json
 from nnunet_ssl.data.raw_files import RawDataset, sidecar, some
 from nnunet_ssl.data.split_file import read_splits
+from nnunet_ssl.data.stamps import file_digest
 from nnunet_ssl.data.whole_files import copy, link_or_copy
 from nnunet_ssl.splits.make_splits import replace_folds
 
@@ -89,7 +90,7 @@ def dataset_folder(number: int, original: str, words: Mapping[str, Any]) -> Path
         words: all that decides what is in it; it may be there already, if it was written with the same.
 
     Raises:
-        ValueError: the id is none, or another data set has it.
+        ValueError: the id is none, another data set has it, or files of it were added or changed since.
     """
     if not 1 <= number <= 999:
         raise ValueError(f"--as-dataset takes an id from 1 to 999, got {number}")
@@ -101,12 +102,25 @@ def dataset_folder(number: int, original: str, words: Mapping[str, Any]) -> Path
     if folder.name not in names_of_id(number):
         return folder
     before = read_json(folder / ORIGIN) or read_json(set_aside(folder) / ORIGIN) or {}
+    remedy = "choose another id with --as-dataset, or remove it from all of nnU-Net's folders"
     if not isinstance(before, dict) or {key: before.get(key) for key in words} != words:
-        raise ValueError(
-            f"{folder.name} exists and was not written by this command with this model: choose another id with "
-            "--as-dataset, or remove it from all of nnU-Net's folders"
-        )
+        raise ValueError(f"{folder.name} exists and was not written by this command with this model: {remedy}")
+    if folder.exists() and (changed := changed_files(folder, before.get("files"))):
+        raise ValueError(f"{folder.name} was changed since this command wrote it ({some(changed)}): {remedy}")
     return folder
+
+
+def files_of(folder: Path) -> dict[str, str | None]:
+    """Return the files of a data set but origin.json, with their SHA-256; without it images, which nobody changes."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / ORIGIN)
+    images = folder / "imagesTr"
+    return {str(file.relative_to(folder)): None if file.parent == images else file_digest(file) for file in files}
+
+
+def changed_files(folder: Path, before: object) -> list[str]:
+    """Return the files that were added, changed or removed since a data set was written, of which that was noted."""
+    now, then = files_of(folder), before if isinstance(before, dict) else {}
+    return sorted(name for name in now.keys() | then.keys() if name not in now or now[name] != then.get(name, ()))
 
 
 def refuse_labeled_scans(raw: RawDataset, preprocessed: Path, pool: Sequence[str], fold: LabeledFold) -> None:
@@ -176,9 +190,10 @@ def write_dataset(
         for name, content in (
             ("dataset.json", _dataset_json(raw, folder.name, len(origins))),
             ("splits_final.json", folds),  # nnU-Net's planner copies it to where there is none
-            (ORIGIN, origin),
         ):
             (staging / name).write_text(json.dumps(content, indent=4))
+        origin |= {"files": files_of(staging)}
+        (staging / ORIGIN).write_text(json.dumps(origin, indent=4))
     return replace_folds(Path(os.environ["nnUNet_preprocessed"], folder.name, "splits_final.json"), folds)
 
 

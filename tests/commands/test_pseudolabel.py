@@ -1,7 +1,9 @@
 import csv
 import json
 import math
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import torch
 
 from nnunet_ssl.commands.cli import main
 from nnunet_ssl.commands.pseudolabel import Finished, marks
+from nnunet_ssl.commands.trained_models import with_first_stages
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
 from nnunet_ssl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+from tests.conftest import DATASET
 from tests.data.test_unlabeled_preprocessing import write_image
 from tests.training.test_model_export import finished_run
 
@@ -177,6 +181,60 @@ def test_outputs_are_those_of_the_scans_that_there_are(dataset, tmp_path, capsys
         assert "finished.jsonl is damaged: name a new folder with -o" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("dataset", [{}], indirect=True)
+def test_a_label_that_an_expert_has_corrected_is_never_lost(dataset, tmp_path, capsys):
+    """Though its image was copied anew, or is no unlabeled one any more."""
+    out = tmp_path / "pseudo"
+    assert pseudolabel(out) == 0
+    corrected = out / "scan1.nii.gz"
+    write_image(corrected, seed=7, shape=(18, 20, 22))
+    content = corrected.read_bytes()
+    for case in ("scan0", "scan1"):
+        os.utime(dataset.images_un / f"{case}_0000.nii.gz", (1, 1))
+    capsys.readouterr()
+    assert pseudolabel(out) == 0
+    said = capsys.readouterr().out
+    assert "2 of 3 scans are done already" in said
+    assert "kept, as somebody has changed the label since: scan1, though the scan" in said
+    assert corrected.read_bytes() == content
+    assert ranked(out) == {"scan0", "scan1", "scan2"}
+    dataset.write_splits([{"train": ["labeled0"], "val": ["labeled1"], "unlabeled": ["scan0", "scan2"]}])
+    assert pseudolabel(out) == 0
+    assert "kept, as somebody has changed the label since: scan1" in capsys.readouterr().out
+    assert corrected.read_bytes() == content
+    assert ranked(out) == {"scan0", "scan2"}
+
+
+def test_predictions_of_another_first_stage_are_those_of_another_model(tmp_path):
+    checkpoints = [tmp_path / stage / "fold_0" / "checkpoint_final.pth" for stage in ("second", "first")]
+    for file in checkpoints:
+        file.parent.mkdir(parents=True)
+        file.write_text("weights")
+    Finished.open(tmp_path / "out", checkpoints, {}, ".nii.gz")
+    Finished.open(tmp_path / "out", checkpoints, {}, ".nii.gz")
+    checkpoints[1].write_text("other weights")
+    with pytest.raises(ValueError, match="holds the predictions of another model"):
+        Finished.open(tmp_path / "out", checkpoints, {}, ".nii.gz")
+
+
+def test_the_first_stage_of_a_cascade_predicts_too(tiny_dataset):
+    plans = tiny_dataset().case.plans()
+    stage = plans["configurations"]["3d_fullres"]
+    plans["configurations"] |= {
+        "3d_lowres": stage | {"data_identifier": "lowres", "next_stage": "3d_cascade_fullres"},
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    results = Path(os.environ["nnUNet_results"], DATASET)
+    final = Path("fold_2", "checkpoint_final.pth")
+    for configuration in ("3d_lowres", "3d_cascade_fullres"):
+        model = results / f"nnUNetTrainerSSL__nnUNetPlans__{configuration}"
+        model.mkdir(parents=True)
+        (model / "plans.json").write_text(json.dumps(plans))
+    first, second = (results / f"nnUNetTrainerSSL__nnUNetPlans__{one}" for one in ("3d_lowres", "3d_cascade_fullres"))
+    assert with_first_stages(second / final) == [second / final, first / final]
+    assert with_first_stages(first / final) == [first / final]
+
+
 def test_notes_that_name_a_path_delete_nothing(tmp_path):
     """What was predicted for a scan that has left the pool is deleted: a name from a file stays in its folder."""
     folder, mine = tmp_path / "out", tmp_path / "mine.nii.gz"
@@ -187,7 +245,7 @@ def test_notes_that_name_a_path_delete_nothing(tmp_path):
     entry = {"case": "../mine", "marks": [[1, 2]], "uncertainty": {"entropy": 1.0}, "volumes_ml": {}}
     (folder / "finished.jsonl").write_text(f"{model}\n{json.dumps(entry)}\n")
     with pytest.raises(ValueError, match=r"is damaged: .*\(line 2: 'case': '../mine' is a path"):
-        Finished.open(folder, checkpoint, {}).forget_what_is_gone(".nii.gz")
+        Finished.open(folder, [checkpoint], {}, ".nii.gz").forget_what_is_gone()
     assert mine.exists()
 
 

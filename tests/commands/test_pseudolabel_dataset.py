@@ -376,6 +376,21 @@ def test_a_data_set_of_other_words_is_not_replaced(dataset, tmp_path, capsys):
     assert contents(new_folder(dataset)).keys() == before.keys() - {"origin.json"}
 
 
+@pytest.mark.parametrize("changed", ["imagesTs/new_0000.nii.gz", "labelsTr/scan1.nii.gz", "labelsTr/scan0.nii.gz"])
+def test_what_somebody_has_changed_in_it_is_not_replaced(dataset, tmp_path, capsys, changed):
+    out = tmp_path / "out"
+    assert pseudolabel(dataset, out, "--as-dataset", "127") == 0
+    assert pseudolabel(dataset, out, "--as-dataset", "127") == 0, "unchanged, it is written again"
+    file = new_folder(dataset) / changed
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"mine") if "scan0" not in changed else file.unlink()
+    before = contents(new_folder(dataset))
+    capsys.readouterr()
+    assert pseudolabel(dataset, out, "--as-dataset", "127") == 2
+    assert f"{NEW} was changed since this command wrote it ({changed}): choose another id" in capsys.readouterr().err
+    assert contents(new_folder(dataset)) == before
+
+
 def test_a_model_of_another_split_is_warned_of(dataset, tmp_path, capsys):
     """Its validation cases may be among those that the model was trained with."""
     dataset.write_splits([{"train": ["labeled2", "labeled3"], "val": ["labeled0"]}])
