@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-unfinished",
         action="store_true",
-        help="give up trainings that wait for --c: they began with fewer cases",
+        help="give up trainings that are not finished: they could not go on with more cases",
     )
 
 
@@ -90,8 +90,8 @@ def refuse_unfinished_trainings(dataset: str, are_given_up: bool) -> None:
     if waiting and not are_given_up:
         names = some([f"{folder.parent.name}/{folder.name}" for folder in waiting])
         raise ValueError(
-            f"not finished, and could not go on with more labeled cases than it began with: {names}. Finish it with "
-            "--c first, or give it up with --allow-unfinished"
+            f"not finished, and could not go on with more labeled cases than it began with: {names}. Finish it first "
+            "(nnUNetv2_train ... --c), or give it up with --allow-unfinished"
         )
 
 

@@ -1,8 +1,9 @@
 """Preprocess the unlabeled images of a data set, nnUNet_raw/DatasetXXX/imagesUn, with its plans.
 
 Run nnUNetv2_plan_and_preprocess first. What is up to date is left alone. An image that cannot be preprocessed stops no
-other: it is named at the end, the exit code is 1, and trainings leave it out. With --part-id K --num-parts N several
-processes or nodes do a part each, K from 0 to N - 1; interrupted, the same words go on.
+other: it is named at the end, the exit code is 1, and trainings leave it out; but where its channels are not those of
+the data set they do not start. With --part-id K --num-parts N several processes or nodes do a part each, K from 0 to
+N - 1; interrupted, the same words go on.
 """
 
 import argparse
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments, as nnUNetv2_preprocess has them."""
     parser.add_argument("-d", required=True, metavar="DATASET", help="data set: id or name")
-    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="configurations (default: all but cascades)")
+    parser.add_argument("-c", nargs="+", metavar="CONFIGURATION", help="default: those of the labeled cases")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: nnUNetPlans)")
     parser.add_argument("-np", type=int, metavar="N", help="processes (default: nnUNet_def_n_proc, or 8)")
     parser.add_argument("--part-id", type=int, metavar="K", help="do this part of the images alone, from 0")
@@ -83,9 +84,9 @@ def split_that_fits(dataset: str) -> str:
     return write_small_split(folder / "splits_final.json", cases, dataset_json.get("patient_pattern"))
 
 
-def check_environment() -> None:
-    """Raise a ValueError naming the nnU-Net variables that are not set."""
-    missing = [name for name in ("nnUNet_raw", "nnUNet_preprocessed") if not os.environ.get(name)]
+def check_environment(*more: str) -> None:
+    """Raise a ValueError naming the nnU-Net variables that are not set, of two and what is needed besides."""
+    missing = [name for name in ("nnUNet_raw", "nnUNet_preprocessed", *more) if not os.environ.get(name)]
     if missing:
         values = " ".join(f"{name}=/path/to/folder" for name in missing)
         raise ValueError(f"{' and '.join(missing)} not set: export {values}")
@@ -111,7 +112,9 @@ def find_jobs(dataset: str, configurations: list[str] | None, plans_identifier: 
     plans_file = folder / f"{plans_identifier}.json"
     plans = read_plans(plans_file)
     known = configurations_of(plans)
-    chosen = configurations or configurations_to_preprocess(plans)
+    every = configurations_to_preprocess(plans)
+    there = [c for c in every if (folder / known[c].data_identifier).is_dir()]
+    chosen = configurations or there or every
     if unknown := [c for c in chosen if c not in known]:
         raise ValueError(f"{plans_file} has no configuration {unknown[0]}, it has {', '.join(known)}")
     dataset_json = read_dataset_json(folder / "dataset.json")

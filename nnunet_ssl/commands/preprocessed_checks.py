@@ -19,7 +19,7 @@ from nnunet_ssl.data.plans_file import (
     read_plans,
 )
 from nnunet_ssl.data.pool_index import read_stamps
-from nnunet_ssl.data.raw_files import channel_names, read_dataset_json, some
+from nnunet_ssl.data.raw_files import channel_names, channel_problem, read_dataset_json, some
 from nnunet_ssl.data.stamps import folder_of
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 
@@ -141,12 +141,23 @@ def check_unlabeled(planned: Planned, cases: Cases, images: Path) -> Iterator[Fi
         known = read_stamps(target)
         stamps = {case: known.get(case) for case in cases.unlabeled}
         missing = [case for case, stamp in stamps.items() if stamp is None or stamp.settings != settings]
-        problems = [f"{case} ({stamp.problem})" for case, stamp in stamps.items() if stamp and stamp.problem]
+        failed = {case: stamp for case, stamp in stamps.items() if stamp and stamp.problem}
+        wrong = {case for case, stamp in failed.items() if stamp.wrong_channel_count}
+        problems = [f"{case} ({stamp.problem})" for case, stamp in failed.items() if case not in wrong]
+        of_one_file = [
+            case for case in sorted(wrong) if channel_problem(job.image_files()[case], job.dataset_json) is None
+        ]
         if missing:
             state = f"{len(missing)} of {len(stamps)} not preprocessed yet: a training does it first"
             yield Finding(f"{name}, unlabeled cases", state, job.command)
         elif stamps:
-            yield Finding(f"{name}, unlabeled cases", f"{len(stamps) - len(problems)} preprocessed")
+            yield Finding(f"{name}, unlabeled cases", f"{len(stamps) - len(failed)} preprocessed")
         if problems:
             state = f"{len(problems)} could not be preprocessed, trainings leave them out: {some(problems, most=2)}"
             yield Finding(f"{name}, unlabeled images", state, f"{job.command}   # after fixing them")
+        if of_one_file:  # what file names say of channels is a finding of the raw data
+            state = (
+                f"a training refuses other channels: {some([f'{one} ({failed[one].problem})' for one in of_one_file])}"
+            )
+            remedy = f"{job.command}   # after fixing them, or taking them out of imagesUn"
+            yield Finding(f"{name}, unlabeled images", state, remedy, is_problem=True)

@@ -12,8 +12,8 @@ fold, with their true labels. --accept takes only the scans that the model is su
 nothing is predicted is never taken. origin.json in it says of each case whether its label is true or predicted, by
 which model, and how uncertain it was. Of such a data set its pseudo-labeled cases are predicted again.
 
-A scan that trainings leave out (damaged, of other channels) is left out here too and named at the end, with exit code
-1. Interrupted, the same command goes on where it stopped.
+A scan of no use (damaged, or of other channels than the data set's) is left out and named at the end, with exit code 1.
+ Interrupted, the same command goes on where it stopped.
 """
 
 import argparse

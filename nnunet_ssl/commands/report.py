@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, compare and write the page."""
     from nnunet_ssl.commands.preprocess import check_environment, dataset_name
 
-    check_environment()
+    check_environment(*([] if options.predictions or options.results else ["nnUNet_results"]))
     names = [dataset_name(given) for given in options.d]
     check(options, names)
 
@@ -91,8 +91,6 @@ def check(options: argparse.Namespace, names: list[str]) -> None:
     for option, given, meant in (("-d", options.d, names), ("--results", options.results, folders)):
         if len(set(meant)) < len(meant):
             raise ValueError(f"{option} names one twice: {' '.join(given)}")
-    if not options.predictions and not options.results and not os.environ.get("nnUNet_results"):
-        raise ValueError("nnUNet_results not set: export nnUNet_results=/path/to/folder")
 
 
 def compare_trainings(name: str, options: argparse.Namespace) -> Section:

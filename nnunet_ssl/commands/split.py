@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("dataset", metavar="DATASET", help="data set: id or name")
+    named = parser.add_mutually_exclusive_group(required=True)
+    named.add_argument("dataset", nargs="?", metavar="DATASET", help="data set: id or name")
+    named.add_argument("-d", metavar="DATASET", help="the same, as the other verbs have it")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--protocol", metavar="NAME", help="a published split, for example acdc-7")
     what.add_argument("--labeled", metavar="N|P%", help="patients labeled in each fold, or a share of them")
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
     refuse_what_does_not_apply(options)
     check_environment()
-    name = dataset_name(options.dataset)
+    name = dataset_name(options.dataset or options.d)
     raw = RawDataset.open(Path(os.environ["nnUNet_raw"], name))
     if sentence := older_conversion(raw.dataset_json):
         print(f"WARNING: {sentence}")

@@ -28,7 +28,7 @@ def check_split(dataset_folder: Path, preprocessed: Sequence[Path], cases: Cases
     """
     file = dataset_folder / "splits_final.json"
     verb = f"nnunet_ssl split {quote(dataset_folder.name)}"
-    again = f"{verb} --labeled 100% --overwrite   # or the words that wrote it, with --overwrite"
+    again = f"correct it in {file}; or, with other validation cases: {verb} --labeled 100% --overwrite"
     if not file.exists():
         yield from _without_file(cases, verb)
         return

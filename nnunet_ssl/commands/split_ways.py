@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 PATIENT = "patient"
 SEED, FOLDS = 0, 5
+EACH_FOR_ITSELF = "every case counts as a patient of its own: dataset.json has no patient_pattern"
 
 
 def by_protocol(
@@ -72,8 +73,9 @@ def at_random(
         )
     pattern = options.group_by or PATIENT
     if pattern == PATIENT:
-        pattern = raw.dataset_json.get("patient_pattern", r"^(.+)$")
-        print(f"grouped by the pattern {pattern} in the case ids")
+        pattern = raw.dataset_json.get("patient_pattern")
+        print(f"grouped by the pattern {pattern} in the case ids" if pattern else EACH_FOR_ITSELF)
+        pattern = pattern or r"^(.+)$"
     by_name = labeled_groups(here.with_label, pattern, options.group_by is None)
     without_label = [case for case in here.unlabeled if case not in by_name]
     by_name |= patients_of(without_label, pattern)

@@ -25,11 +25,13 @@ def model_folder(options: argparse.Namespace) -> tuple[str, Path]:
     name = dataset_name(options.d)
     results = Path(os.environ["nnUNet_results"], name)
     model = results / f"{options.tr}__{options.p}__{options.c}"
-    if not model.is_dir():
-        parts = [folder.name.split("__") for folder in sorted(results.glob("*__*__*"))]
+    if not any(model.glob("fold_*/*.pth")):
+        parts = sorted({file.parent.parent.name for file in results.glob("*__*__*/fold_*/*.pth")})
+        parts = [name.split("__") for name in parts]
         there = "; ".join(f"-tr {trainer} -p {plans} -c {one}" for trainer, plans, one in parts)
         training = f"nnUNetv2_train {quote(name)} {quote(options.c)} 0 -tr {quote(options.tr)} -p {quote(options.p)}"
-        raise ValueError(f"there is no trained model {model}" + (f", there are: {there}" if there else f": {training}"))
+        what = f"there is no checkpoint in {model} yet" if model.is_dir() else f"there is no trained model {model}"
+        raise ValueError(what + (f", there are: {there}" if there else f": {training}"))
     refuse_damaged_files(model, options.c)
     return name, model
 

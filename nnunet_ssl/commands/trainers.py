@@ -7,8 +7,12 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from nnunet_ssl.discovery.variants import LENGTH_VARIANT
+
 if TYPE_CHECKING:
     from nnunet_ssl.training.semi_supervised_trainer import SemiSupervisedTrainer
+
+BASELINE = "nnUNetTrainer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +77,11 @@ def print_one(name: str) -> None:
     )
 
     catalog, own = {trainer.__name__: trainer for trainer in all_trainers()}, names_in_folders()
+    if (variant := LENGTH_VARIANT.fullmatch(name)) and variant["trainer"] in {*catalog, *own}:
+        print(f"{name} is {variant['trainer']} with num_epochs={variant['epochs']}:\n")
+        name = variant["trainer"]
+    if name == BASELINE:
+        raise ValueError(f"{BASELINE} is nnU-Net's own, which learns from the labeled cases alone: the baseline")
     if name not in {*catalog, *own}:
         raise ValueError(f"there is no trainer {name!r}, {nearest(name, [*catalog, *own])}")
     trainer = trainer_in_folder(name, own[name]) if name in own else catalog[name]
@@ -88,6 +97,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     import difflib
 
     short = {trainer.removeprefix("nnUNetTrainer").lower(): trainer for trainer in known}
+    if variant := LENGTH_VARIANT.fullmatch(name):
+        name = variant["trainer"]
     near = difflib.get_close_matches(name.lower().removeprefix("nnunettrainer"), short, n=2, cutoff=0.4)
     named = [short[key] for key in near]
     return f"the nearest: {', '.join(named)}" if named else f"there are {', '.join(short.values())}"

@@ -34,7 +34,8 @@ def dataset_name(dataset: str) -> str:
     elif not NAME.fullmatch(dataset):
         raise ValueError(f"a data set is given by id or name, 4 or Dataset004_Hippocampus, got {dataset!r}")
     near = difflib.get_close_matches(dataset, known, n=1)
-    raise ValueError(f"there is no data set {dataset!r} in {where}" + (f"; is it {near[0]}?" if near else ""))
+    hint = f"is it {near[0]}?" if near else f"there are: {', '.join(known) or 'none'}"
+    raise ValueError(f"there is no data set {dataset!r} in {where}; {hint}")
 
 
 def known_datasets() -> dict[str, list[str]]:

@@ -60,6 +60,13 @@ def refuse_unfinished(folder: Path, cases: Iterable[str], dataset: str, plans: s
         )
 
 
+def refuse_missing(folder: Path, dataset: str, plans: str, configuration: str) -> None:
+    """Raise a ValueError, with arguments as above, if nothing was preprocessed for the configuration."""
+    if not folder.is_dir():
+        command = preprocessing_command(dataset, plans, configuration)
+        raise ValueError(f"the data set is not preprocessed for {configuration}: there is no {folder}. {command}")
+
+
 def preprocessing_command(dataset: str, plans: str, configuration: str) -> str:
     """Return nnU-Net's command that preprocesses all labeled cases anew."""
     return f"nnUNetv2_preprocess -d {id_of(dataset)} -plans_name {quote(plans)} -c {quote(configuration)}"

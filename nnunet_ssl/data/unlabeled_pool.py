@@ -194,7 +194,8 @@ def _empty_pool_message(
     if named is not None:
         return "splits_final.json lists no case under `unlabeled` for this fold: name some, or drop the key"
     ending = preprocessing.dataset_json["file_ending"]
+    unused = preprocessing.unused_files()
     return (
         f"there are no unlabeled images: put them into {preprocessing.images} as CASE_0000{ending}, or name "
-        "preprocessed cases under `unlabeled` in splits_final.json"
+        "preprocessed cases under `unlabeled` in splits_final.json" + (f" ({unused})" if unused else "")
     )

@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunet_ssl.data.checksums import CheckedDataset, PreprocessedFiles
-from nnunet_ssl.data.labeled_cases import labeled_files, refuse_unfinished
+from nnunet_ssl.data.labeled_cases import labeled_files, refuse_missing, refuse_unfinished
 from nnunet_ssl.data.loader_processes import WORKER_SECONDS
 from nnunet_ssl.data.loaders import (
     LabeledLoader,
@@ -69,9 +69,10 @@ class TwoStreamTrainer(MirroringTrainer):
         return False
 
     def initialize(self) -> None:
-        """Initialise as nnU-Net does, unless plans or dataset.json are not what they have to be."""
+        """Initialise as nnU-Net does, unless plans, dataset.json or preprocessed cases are not what they have to be."""
         refuse_bad_plans(self.plans_manager.plans, self.configuration_name, f"{self.plans_manager.plans_name}.json")
         refuse_bad_dataset_json(self.dataset_json, "dataset.json")
+        refuse_missing(Path(self.preprocessed_dataset_folder), *self._names_of_plans)
         super().initialize()
 
     def do_split(self) -> tuple[list[str], list[str]]:
@@ -99,9 +100,12 @@ class TwoStreamTrainer(MirroringTrainer):
 
     @cached_property
     def _labeled_files(self) -> PreprocessedFiles:
-        plans = self.plans_manager
-        folder = Path(self.preprocessed_dataset_folder)
-        return labeled_files(folder, plans.dataset_name, plans.plans_name, self.configuration_name)
+        return labeled_files(Path(self.preprocessed_dataset_folder), *self._names_of_plans)
+
+    @property
+    def _names_of_plans(self) -> tuple[str, str, str]:
+        """The data set, the plans and the configuration."""
+        return self.plans_manager.dataset_name, self.plans_manager.plans_name, self.configuration_name
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate as nnU-Net does, with the cases that the run began with."""
@@ -133,9 +137,7 @@ class TwoStreamTrainer(MirroringTrainer):
 
     def _refuse_unfinished(self, cases: Iterable[str]) -> None:
         """Notice an interrupted preprocessing of labeled cases before that of the unlabeled ones begins."""
-        plans = self.plans_manager
-        folder = Path(self.preprocessed_dataset_folder)
-        refuse_unfinished(folder, cases, plans.dataset_name, plans.plans_name, self.configuration_name)
+        refuse_unfinished(Path(self.preprocessed_dataset_folder), cases, *self._names_of_plans)
 
     def _cases_with_label(self) -> list[str]:
         """Return the labeled cases of the raw data set; none where it is not at hand."""

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel
@@ -16,7 +17,10 @@ from nnunet_ssl.commands.cli import main
 from nnunet_ssl.commands.dataset_checks import check_dataset
 from nnunet_ssl.commands.findings import Finding
 from nnunet_ssl.data.dataset_reader import DatasetReader
+from nnunet_ssl.data.preprocessed_images import write_json_atomically
 from nnunet_ssl.data.split_file import NO_ESTIMATE
+from nnunet_ssl.data.stamps import Stamp, stamp_file
+from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from tests.data.test_unlabeled_preprocessing import write_image
 
 NAME = "Dataset999_Tiny"
@@ -472,7 +476,27 @@ def test_unlabeled_images_that_could_not_be_preprocessed_are_a_note(dataset, dam
 
 def test_unlabeled_images_that_are_not_preprocessed_yet_are_a_note(dataset):
     state = "3d_fullres, unlabeled cases: 3 of 3 not preprocessed yet: a training does it first"
-    assert notes() == {state: f"nnunet_ssl preprocess -d {NAME} -c 3d_fullres -p nnUNetPlans"}
+    assert notes() == {
+        state: f"nnunet_ssl preprocess -d {NAME} -c 3d_fullres -p nnUNetPlans",
+        "copies: changed copies under other names were not looked for in 7 of 7 scans": f"nnunet_ssl audit -d {NAME}",
+    }
+
+
+def test_a_case_of_other_channels_is_one_problem_and_not_called_left_out(dataset):
+    """Where file names do not tell, as of a colour picture; where they do the raw files say it."""
+    plans, dataset_json = dataset.case.plans(), dataset.case.dataset_json()
+    images = raw_of(dataset) / "imagesUn"
+    job = UnlabeledPreprocessing(plans, "3d_fullres", dataset_json, images, dataset.unlabeled_folder)
+    for case, is_wrong in (("unlabeled0", True), ("unlabeled1", False)):
+        stamp = Stamp(job.settings(), [], problem="it is odd", wrong_channel_count=is_wrong)
+        write_json_atomically(asdict(stamp), stamp_file(dataset.unlabeled_folder, case))
+    state, remedy = problem()
+    assert state == "3d_fullres, unlabeled images: a training refuses other channels: unlabeled0 (it is odd)"
+    assert remedy.endswith("# after fixing them, or taking them out of imagesUn")
+    left_out = "1 could not be preprocessed, trainings leave them out: unlabeled1 (it is odd)"
+    assert left_out in [finding.state for finding in look()]
+    (images / "unlabeled0_0000.nii.gz").rename(images / "unlabeled0_0001.nii.gz")
+    assert problem()[0].startswith("channels in imagesUn: unlabeled0")
 
 
 def test_where_the_raw_data_is_not_what_is_preprocessed_counts(dataset):
@@ -555,7 +579,8 @@ def test_a_split_that_cannot_be_trained_on(dataset, folds, state):
     file.write_text(folds if isinstance(folds, str) else json.dumps(folds))
     found, remedy = problem()
     assert re.search(state, found)
-    assert remedy.startswith(f"nnunet_ssl split {NAME} --labeled 100% --overwrite   # or the words that wrote it")
+    again = f"or, with other validation cases: nnunet_ssl split {NAME} --labeled 100% --overwrite"
+    assert remedy == f"correct it in {file}; {again}"
 
 
 def test_a_split_that_needs_a_hidden_label(dataset):

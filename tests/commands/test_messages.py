@@ -278,6 +278,16 @@ def test_where_no_model_is_trained_the_command_that_trains_is_said(dataset, caps
 
 
 @pytest.mark.parametrize("verb", ["export", "pseudolabel", "preview"])
+def test_a_training_that_failed_at_its_start_is_no_model(dataset, capsys, verb):
+    model = model_of(dataset)
+    shutil.copytree(model, model.with_name(f"{TRAINER}__nnUNetPlans__2d"))
+    shutil.rmtree(model)
+    (model / "fold_0").mkdir(parents=True)
+    expected = f"there is no checkpoint in {model} yet, there are: -tr {TRAINER} -p nnUNetPlans -c 2d"
+    assert message(capsys, words(verb)).endswith(expected)
+
+
+@pytest.mark.parametrize("verb", ["export", "pseudolabel", "preview"])
 @pytest.mark.parametrize("content", [b"", b"hello", [3], {}, "half"])
 def test_a_checkpoint_that_is_none(dataset, capsys, verb, content):
     file = checkpoint_of(dataset)

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 
 from nnunet_ssl.commands.cli import main
@@ -17,6 +20,24 @@ def test_preprocesses_what_is_missing(dataset, arguments, capsys):
     assert main(["preprocess", *arguments]) == 0
     assert f"3d_fullres: 2 unlabeled cases in {dataset.unlabeled_folder}" in capsys.readouterr().out
     assert (dataset.unlabeled_folder / "scan1.b2nd").exists()
+
+
+def test_by_default_those_of_the_labeled_cases_are_preprocessed(dataset, capsys):
+    """Planning names more configurations than somebody wants."""
+    file = dataset.folder / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    stage = plans["configurations"]["3d_fullres"]
+    plans["configurations"]["3d_lowres"] = stage | {"data_identifier": "nnUNetPlans_3d_lowres"}
+    file.write_text(json.dumps(plans))
+    assert main(["preprocess", "-d", "999"]) == 0
+    assert "3d_lowres" not in capsys.readouterr().out
+    assert main(["preprocess", "-d", "999", "-c", "3d_lowres"]) == 0
+    assert "3d_lowres: 2 unlabeled cases in" in capsys.readouterr().out
+    shutil.rmtree(dataset.labeled_folder)  # of neither: then of both
+    assert main(["preprocess", "-d", "999"]) == 0
+    said = capsys.readouterr().out
+    assert "3d_lowres: 2 unlabeled" in said
+    assert "3d_fullres: 2 unlabeled" in said
 
 
 def test_damaged_image_is_named_and_the_exit_code_is_1(dataset, capsys):

@@ -49,8 +49,9 @@ def splits_of(raw) -> list[dict]:
     return json.loads(file.read_text())
 
 
-def test_published_split(acdc, capsys):
-    assert main(["split", "27", "--protocol", "acdc-7"]) == 0
+@pytest.mark.parametrize("dataset", [["27"], ["-d", "27"]])
+def test_published_split(acdc, capsys, dataset):
+    assert main(["split", *dataset, "--protocol", "acdc-7"]) == 0
     (split,) = splits_of(acdc)
     assert {case[:10] for case in split["train"]} == set(PATIENTS[:7])
     assert {case[:10] for case in split["val"]} == set(PATIENTS[70:])

@@ -34,6 +34,15 @@ def test_all_about_one_trainer(capsys, trainer):
     assert {"seed", "num_epochs", "initial_lr"} <= set(common)
 
 
+def test_a_length_is_a_variant_of_its_trainer(capsys):
+    text = printed(capsys, "nnUNetTrainerSSL_250epochs")
+    assert text.startswith("nnUNetTrainerSSL_250epochs is nnUNetTrainerSSL with num_epochs=250:\n\nnnUNetTrainerSSL\n")
+    assert main(["trainers", "nnUNetTrainerSLL_250epochs"]) == 2
+    assert "there is no trainer 'nnUNetTrainerSLL_250epochs', the nearest: nnUNetTrainer" in capsys.readouterr().err
+    assert main(["trainers", "nnUNetTrainer"]) == 2
+    assert "nnUNetTrainer is nnU-Net's own, which learns from the labeled cases alone" in capsys.readouterr().err
+
+
 def test_options_of_fixmatch_by_hand(capsys):
     text = printed(capsys, "nnUNetTrainerFixMatch")
     own, common = options_of(text)

@@ -68,6 +68,13 @@ def test_removed_images_are_not_trained_on_any_more(tiny_dataset):
         collect(dataset)
 
 
+def test_a_misspelled_folder_of_images_is_named(tiny_dataset):
+    dataset = tiny_dataset()
+    (dataset.images_un.parent / "imagesUnlabeled").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"there is no folder imagesUn, is it imagesUnlabeled\?"):
+        collect(dataset)
+
+
 def test_empty_pool_says_where_images_go(tiny_dataset):
     dataset = tiny_dataset()
     dataset.images_un.mkdir(parents=True)

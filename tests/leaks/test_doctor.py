@@ -7,7 +7,7 @@ from nnunet_ssl.data.dataset_reader import DatasetReader
 from nnunet_ssl.data.raw_files import RawDataset
 from nnunet_ssl.leaks.copies import compare_all
 from tests.leaks.conftest import LABELED, SHAPE
-from tests.leaks.scans import NAME, scan, write
+from tests.leaks.scans import scan, write
 from tests.leaks.test_audit import changed
 
 READ = DatasetReader.read_channels
@@ -32,7 +32,7 @@ def test_clean_data(look):
 def test_copies_that_an_audit_has_found(dataset, look, monkeypatch):
     dataset.add("imagesUn", "p13_a", changed(3))
     dataset.add("imagesTr", "p4_a", changed(0))
-    line = f"changed copies under other names were not looked for in 2 of 12 scans: nnunet_ssl audit -d {NAME}"
+    line = "changed copies under other names were not looked for in 2 of 12 scans"
     assert look() == {"copies": (line, False)}
     with monkeypatch.context() as patched:
         patched.setattr(DatasetReader, "read_channels", READ)

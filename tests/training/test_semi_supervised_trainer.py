@@ -293,6 +293,15 @@ def test_interrupted_preprocessing_of_labeled_cases_is_noticed_first(tiny_datase
         trainer.run_training()
 
 
+@pytest.mark.parametrize("trainer", [TwoTerms, find_trainer("nnUNetTrainerSSL")])
+def test_a_configuration_that_is_not_preprocessed(tiny_dataset, trainer):
+    dataset = tiny_dataset()
+    shutil.rmtree(dataset.labeled_folder)
+    command = "nnUNetv2_preprocess -d 999 -plans_name nnUNetPlans -c 3d_fullres"
+    with pytest.raises(ValueError, match=rf"not preprocessed for 3d_fullres: there is no .*\. {command}"):
+        make_trainer(dataset, trainer).initialize()
+
+
 def test_nnunet_makes_no_split_of_half_the_cases(tiny_dataset):
     dataset = tiny_dataset()
     (dataset.folder / "splits_final.json").unlink()
