@@ -152,6 +152,16 @@ def test_prediction_is_the_teachers(trained):
         assert torch.equal(value, checkpoint["network_weights"][key])
 
 
+@pytest.mark.slow
+def test_nnunet_finds_the_best_configuration(trained):
+    """And an ensemble of both; by the validation of each."""
+    trained.run_warm(f"nnUNetv2_train 998 2d 0 -tr {TRAINER} -device cpu --npz", nnUNet_ssl_options=SHORT)
+    said = trained.run(f"nnUNetv2_find_best_configuration 998 -c 2d 3d_fullres -tr {TRAINER} -f 0 -np 1")
+    assert all(f"{TRAINER}__nnUNetPlans__{configuration}" in said for configuration in ("2d", "3d_fullres"))
+    assert "*Best*:" in said
+    assert f"nnUNetv2_predict -d {trained.dataset}" in said
+
+
 def test_kill_in_mid_epoch_and_going_on_equals_an_undisturbed_run(planned):
     """kill -9 while the third of four epochs runs; `--c` ends with the same weights, bit for bit."""
     options = "num_epochs=4 num_iterations_per_epoch=8 num_val_iterations_per_epoch=1 seed=3 save_every=1"
