@@ -2,9 +2,9 @@
 
 It holds mean and standard deviation of every metric, the paired difference to nnUNetTrainer over the patients with its
 interval and p, and beside them the spread between trainings, which these do not include; the curves of every training,
-the worst, median and best case of each trainer, the splits, versions and warnings. The page is one file that opens offline;
-beside it lie report.csv with every prediction and report.tex with the first table. Patients are what patient_pattern in
-dataset.json finds in the case ids. What is unfinished or broken is left out, and said.
+the worst, median and best case of each trainer, the splits, versions and warnings. The page is one file that opens
+offline; beside it lie report.csv with every prediction and report.tex with the first table. Patients are what
+patient_pattern in dataset.json finds in the case ids. What is unfinished or broken is left out, and said.
 
 Several data sets and, with --results, several folders of results (seeds) are compared training by training as well.
 Trainings with the option validate_all_networks=true show the student beside the teacher.
