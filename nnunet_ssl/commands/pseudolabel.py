@@ -181,12 +181,14 @@ class Finished:
 
         What was predicted for them is deleted, unless somebody has changed it since; these scans are returned.
         """
+        from nnunet_ssl.data.stamps import file_digest
+
         corrected = []
         for case, entry in list(self.cases.items()):
             label = self.label_of(case)
             is_same = case in self.files and entry["marks"] == marks(self.files[case])
             if label.is_file() and not is_same:
-                if entry.get("label") != marks([label]):
+                if entry.get("label") != file_digest(label):
                     corrected.append(case)
                 else:
                     label.unlink()
@@ -197,10 +199,11 @@ class Finished:
     def add(self, case: str, uncertainty: "Uncertainty", volumes_ml: dict[str, float]) -> None:
         """Note that a scan is done."""
         from nnunet_ssl.data.disk_faults import naming
+        from nnunet_ssl.data.stamps import file_digest
 
         measured = {"uncertainty": asdict(uncertainty), "volumes_ml": volumes_ml}
-        written = marks([self.label_of(case)])
-        self.cases[case] = {"case": case, "marks": marks(self.files[case]), "label": written, **measured}
+        written = {"marks": marks(self.files[case]), "label": file_digest(self.label_of(case))}
+        self.cases[case] = {"case": case, **written, **measured}
         file = self.folder / FINISHED
         size = file.stat().st_size
         try:

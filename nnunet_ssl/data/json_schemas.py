@@ -156,7 +156,7 @@ class Predicted(Entry):
 
     case: Name
     marks: Annotated[list[Any], Field(min_length=1)]
-    label: list[Any] | None = None
+    label: str | None = None
     uncertainty: Annotated[dict[str, Any], Field(min_length=1)]
     volumes_ml: dict[str, float]
 
