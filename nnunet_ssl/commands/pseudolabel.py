@@ -13,7 +13,7 @@ nothing is predicted is never taken. origin.json in it says of each case whether
 which model, and how uncertain it was. Of such a data set its pseudo-labeled cases are predicted again.
 
 A scan of no use (damaged, or of other channels than the data set's) is left out and named at the end, with exit code 1.
- Interrupted, the same command goes on where it stopped.
+Interrupted, the same command goes on where it stopped; a label that somebody has changed in FOLDER is kept.
 """
 
 import argparse
