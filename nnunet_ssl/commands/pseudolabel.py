@@ -3,8 +3,8 @@
 Writes one label file for each scan, and ranking.csv, the most uncertain scan first: by the mean of its ranks in entropy
 (mean over the predicted foreground and its border, a fraction of the largest possible one) and in disagreement of the
 training's two networks (share of their foreground on which they differ). A scan in which nothing is predicted comes
-first. confidence is the mean probability of the voxels predicted as a structure. On hippocampus, from 2 labeled cases to
-6, labeling the most uncertain scans helped no more than labeling any others (docs/results.md).
+first. confidence is the mean probability of the voxels predicted as a structure. On hippocampus, from 2 labeled cases
+to 6, labeling the most uncertain scans helped no more than labeling any others (docs/results.md).
 
 With --as-dataset 127 the labeled cases of the fold and the scans with their pseudo-labels become a data set of their
 own, Dataset127_NAME_Pseudolabeled, on which plain nnU-Net trains. Its fold 0 validates on the cases of the original's
