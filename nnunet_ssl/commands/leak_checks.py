@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 
 from nnunet_ssl.commands.audit import finding_of, findings_of_folds
 from nnunet_ssl.commands.findings import Finding
@@ -11,6 +10,7 @@ from nnunet_ssl.data.raw_files import RawDataset
 from nnunet_ssl.leaks.of_files import labels_beside_images
 from nnunet_ssl.leaks.of_folds import Scans
 from nnunet_ssl.leaks.of_planning import leaks_of_planning
+from nnunet_ssl.leaks.of_training import unread_and_remedy
 from nnunet_ssl.leaks.sides import folds_of
 
 SAID_OF_CASES = ("a validation case in training", "a labeled case among the unlabeled", "validation")  # by split_checks
@@ -39,8 +39,5 @@ def check_leaks(raw: RawDataset, preprocessed: Path, plans: str, folders: Sequen
     for finding in findings_of_folds(folds, raw, scans, only_stops=True):
         if finding.name.rpartition(", ")[2] not in said:
             yield finding
-    if scans.unread:
-        state = (
-            f"changed copies under other names were not looked for in {len(scans.unread)} of {len(scans.files)} scans"
-        )
-        yield Finding("copies", state, f"nnunet_ssl audit -d {quote(scans.dataset)}")
+    if found := unread_and_remedy(scans):
+        yield Finding("copies", *found)

@@ -92,15 +92,15 @@ def with_first_stages(checkpoint: Path) -> list[Path]:
     """Return a checkpoint and, of a cascade, that of its first stage, by which its predictions are made too."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunet_ssl.data.plans_file import model_of_stage
     from nnunet_ssl.data.raw_files import read_json_file
 
     model = checkpoint.parent.parent
-    rest, _, configuration = model.name.rpartition("__")
     plans = PlansManager(read_json_file(model / "plans.json"))
-    previous = plans.get_configuration(configuration).previous_stage_name
+    previous = plans.get_configuration(model.name.rpartition("__")[2]).previous_stage_name
     if previous is None:
         return [checkpoint]
-    return [checkpoint, model.with_name(f"{rest}__{previous}") / checkpoint.parent.name / "checkpoint_final.pth"]
+    return [checkpoint, model_of_stage(model, previous) / checkpoint.parent.name / "checkpoint_final.pth"]
 
 
 @contextmanager

@@ -78,3 +78,8 @@ def configurations_of(plans: PlansManager) -> dict[str, ConfigurationManager]:
 def configurations_to_preprocess(plans: PlansManager) -> list[str]:
     """Return the configurations whose cases lie in folders of their own: the second stages of cascades have none."""
     return [name for name, one in configurations_of(plans).items() if one.previous_stage_name is None]
+
+
+def model_of_stage(model: Path, configuration: str) -> Path:
+    """Return the folder of the same trainer's model of another configuration, given that of one in nnUNet_results."""
+    return model.with_name(f"{model.name.rpartition('__')[0]}__{configuration}")

@@ -12,6 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_ssl.data.dataset_reader import DatasetReader, quiet, refuse_unusable
 from nnunet_ssl.data.image_fit import refuse_unfit
+from nnunet_ssl.data.plans_file import model_of_stage
 from nnunet_ssl.data.raw_files import channel_problem
 from nnunet_ssl.evaluation.label_priority import Uncertainty, measure_uncertainty
 from nnunet_ssl.training.checkpoints import load_model, networks_in
@@ -55,8 +56,7 @@ class PoolPredictor:
         self.structures = structures_of(self.predictor.label_manager, self.predictor.dataset_json)
         self.previous: PoolPredictor | None = None
         if first_stage := self.predictor.configuration_manager.previous_stage_name:
-            folder = model.with_name(f"{model.name.rpartition('__')[0]}__{first_stage}")
-            self.previous = PoolPredictor(folder, fold, "checkpoint_final.pth", device)
+            self.previous = PoolPredictor(model_of_stage(model, first_stage), fold, "checkpoint_final.pth", device)
 
     def predict(self, files: Sequence[Path]) -> PoolPrediction:
         """Predict a scan, given the files of its channels.

@@ -71,10 +71,14 @@ def sentence_of(leak: Leak) -> str:
 
 
 def not_compared(scans: Scans) -> str:
-    """Return how many scans no audit has compared; empty where that is none."""
+    """Return how many scans no audit has compared, and what does; empty where that is none."""
+    return ": ".join(unread_and_remedy(scans))
+
+
+def unread_and_remedy(scans: Scans) -> tuple[str, str] | tuple[()]:
+    """Return how many scans no audit has compared, and the command that does; nothing where that is none."""
     if not scans.unread:
-        return ""
+        return ()
     of_all = f"{len(scans.unread)} of {len(scans.files)} scans"
-    return (
-        f"changed copies under other names were not looked for in {of_all}: nnunet_ssl audit -d {quote(scans.dataset)}"
-    )
+    state = f"changed copies under other names were not looked for in {of_all}"
+    return state, f"nnunet_ssl audit -d {quote(scans.dataset)}"
