@@ -420,6 +420,8 @@ def test_two_gloo_processes_stay_in_step(tiny_dataset, tmp_path, monkeypatch):
     assert found.pop("gathered") == [[[0.0], [10.0], [1.0], [11.0]]] * 2
     assert found.pop("gathered_of_batches") == [[0, 1, 10]] * 2
     assert first["nowhere"] == second["nowhere"] == {"has_gradient": False, "moved": False}
+    logs = [log.read_text() for log in (dataset.root / "results").rglob("training_log*.txt")]
+    assert any("WARNING: each process has a batch of one patch: methods that mix" in log for log in logs)
     for name, ranks in found.items():
         assert ranks[0] == ranks[1], name
         assert ranks[0]["steps"] == 4, name

@@ -39,16 +39,19 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{target} exists: replace it with --overwrite, or name another with -o")
 
     from nnunet_ssl.commands.trained_models import checkpoint_of, model_folder
+    from nnunet_ssl.training.mirrored_folds import axes_of_all, different_axes, mirrored_axes
     from nnunet_ssl.training.model_export import export_model, exported_names
 
     dataset, model = model_folder(options)
-    for fold in options.f:
-        checkpoint_of(model, fold, options.chk)
+    axes = {fold: mirrored_axes([checkpoint_of(model, fold, options.chk)]) or () for fold in options.f}
     if len(set(options.f)) < len(options.f):
         raise ValueError(f"-f names a fold twice: {' '.join(options.f)}")
     names = exported_names(options.tr, options.p)
     models = export_model(model, options.f, options.chk, dataset, names, target, options.ensemble)
     print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB, without optimiser, host names, paths and case ids\n")
+    if differ := different_axes(axes):
+        kept = ", ".join(map(str, axes_of_all(axes))) or "none"
+        print(f"{differ}. The exported model predicts with those of all: {kept}\n")
     print(f"nnUNetv2_install_pretrained_model_from_zip {quote(target.name)}")
     if len(models) == 1:
         outputs, more = ["OUT"], []

@@ -2,6 +2,8 @@
 
 The picture is made with the settings, augmentation and weights of a checkpoint. In a training the option previews=true
 makes one every 50 epochs and in the last, in the folder `previews` beside the checkpoints.
+
+Of self-training, which learns from predictions of whole scans, it shows what the network predicts of the patches now.
 """
 
 import argparse

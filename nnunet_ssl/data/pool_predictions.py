@@ -5,6 +5,7 @@ were made by, so that those of another round or run are never taken for this one
 """
 
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,12 @@ class PoolPredictions:
     folder: Path
 
     def has(self, case: str, image_file: Path) -> bool:
-        """Return whether a case is finished, and of the image as it is now."""
+        """Return whether a case is finished and undamaged, and of the image as it is now."""
         try:
-            return self._notes(case)["image"] == _mark(image_file)
-        except (OSError, RuntimeError, ValueError, KeyError):
+            array = self.labels(case)
+            notes = array.schunk.vlmeta[NOTES]
+            return notes["image"] == _mark(image_file) and notes["checksum"] == _checksum(array[:], notes)
+        except Exception:  # noqa: BLE001 - whatever reading a damaged file comes to
             return False
 
     def write(
@@ -68,6 +71,7 @@ class PoolPredictions:
             "locations": [found.tobytes() for found in _locations(labels, classes)],
             "changes": np.array(changes, float).tobytes(),  # a list that may be empty: blosc2 3.3 cannot read such ones
         }
+        notes["checksum"] = _checksum(labels, notes)
         shape = {"chunks": chunks[1:], "blocks": blocks[1:]}
         with replacing(self._file(case)) as unfinished, blaming_the_disk(unfinished.parent):
             array = blosc2.asarray(labels, urlpath=str(unfinished), **shape, cparams={"clevel": 5, "nthreads": 1})
@@ -164,6 +168,14 @@ def _locations(labels: np.ndarray, classes: Sequence[Class]) -> list[np.ndarray]
     """Return voxels of each class, drawn by nnU-Net: (N, 4), of which the first column is the channel's, 0."""
     found = DefaultPreprocessor._sample_foreground_locations(labels[None], list(classes)).values()
     return [np.array(voxels, np.uint16).reshape(-1, 4)[:MOST_LOCATIONS] for voxels in found]
+
+
+def _checksum(labels: np.ndarray, notes: Mapping[str, Any]) -> int:
+    """Return a CRC-32 of a label map and of what its notes hold as bytes."""
+    checksum = 0
+    for part in (np.ascontiguousarray(labels), *notes["locations"], notes["changes"]):
+        checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 def _mark(image_file: Path) -> list[int]:

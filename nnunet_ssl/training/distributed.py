@@ -15,6 +15,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch import distributed as dist
 
+SINGLE_PATCHES = (
+    "each process has a batch of one patch: methods that mix images of a batch with each other do not mix them, and "
+    "gain less (docs/methods.md). Take fewer GPUs (-num_gpus), or plan for a larger batch"
+)
+
 
 def refuse_missing_gpu(device: torch.device) -> None:
     """Raise a RuntimeError if a GPU is asked for, as nnU-Net does by default, and torch can use none."""

@@ -1,6 +1,6 @@
 """nnU-Net's trainer, which need not mirror where that hides what a thing is."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,15 @@ from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
 from nnunet_ssl.data.split_file import KEY, read_splits
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from nnunet_ssl.training import distributed
+from nnunet_ssl.training.checkpoints import checkpoints_of
+from nnunet_ssl.training.mirrored_folds import different_axes, how_to_predict, mirrored_axes
 
 ALL, AUTO, NONE = "all", "auto", "none"
 LARGEST_ROTATION = np.pi / 12  # nnU-Net's own of 2-D patches that are much longer than wide
 LARGEST_SAMPLE = 50  # of the images that are compared; ours
 LEAST_IMAGES = 10  # fewer say too little; ours
 LARGEST_ODD_SHARE = 0.05  # of these that may lie another way; ours, see turned_over
+LEAST_LABELS = 2  # that can be compared
 LEAST_OVERLAP = 0.8  # of mirrored labels, from which on mirroring hides nothing; ours, see overlap_of_mirrored
 
 
@@ -49,16 +52,20 @@ class MirroringTrainer(nnUNetTrainer):
         raise NotImplementedError
 
     def labels_of_all_folds(self) -> Iterator[np.ndarray]:
-        """Yield labels that some fold trains on, and none hides: of the same cases in each fold."""
+        """Yield labels that some fold trains on, and none hides: of the same cases in each fold.
+
+        Where folds hide each other's labels, so that fewer than two are left, those that this fold trains on.
+        """
         folder = self.preprocessed_dataset_folder
         file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
-        if self.fold == "all" or not file.exists():
-            trained = {*self.do_split()[0]}
-        else:
+        there, trained = {*infer_dataset_class(folder).get_identifiers(folder)}, set()
+        if self.fold != "all" and file.exists():
             folds = read_splits(file)
-            trained = {case for fold in folds for case in fold["train"]}
+            trained = there.intersection(case for fold in folds for case in fold["train"])
             trained -= {case for fold in folds for case in fold.get(KEY, ())}
-        cases = _spread(trained.intersection(infer_dataset_class(folder).get_identifiers(folder)))
+        if len(trained) < LEAST_LABELS:
+            trained = there.intersection(self.do_split()[0])
+        cases = _spread(trained)
         dataset = CheckedDataset(infer_dataset_class(folder)(folder, cases), self._labeled_files)
         for case in cases:
             yield dataset.load_case(case)[1][0]
@@ -75,7 +82,18 @@ class MirroringTrainer(nnUNetTrainer):
         if max(rotation) > np.pi / 2 and not {*axes[-2:]} <= {*kept}:
             rotation = (-LARGEST_ROTATION, LARGEST_ROTATION)
         self.inference_allowed_mirroring_axes = kept or None
+        self._say_difference_of_folds(kept)
         return rotation, dummy_2d, initial_size, self.inference_allowed_mirroring_axes
+
+    def _say_difference_of_folds(self, kept: tuple[int, ...]) -> None:
+        """Warn where another fold of this model is mirrored otherwise."""
+        axes = {}
+        for folder in Path(self.output_folder).parent.glob("fold_[0-9]*"):
+            if (its_axes := mirrored_axes(checkpoints_of(folder))) is not None:
+                axes[folder.name.removeprefix("fold_")] = its_axes
+        axes[str(self.fold)] = kept
+        if self.fold != "all" and (differ := different_axes(axes)):
+            self.print_to_log_file(f"WARNING: {differ}. {how_to_predict(axes)}")
 
     def _axes_to_mirror(self, axes: Sequence[int], axes_of_run: Sequence[int] | None) -> tuple[int, ...]:
         if self.mirroring == ALL:
@@ -95,8 +113,7 @@ class MirroringTrainer(nnUNetTrainer):
         first = 3 - len(self.configuration_manager.patch_size)  # the axis of the image that is the patch's first
         turned, overlap = None, {}
         if self.local_rank == 0:
-            first_channels = (images.load_case(case)[0][0] for case in cases)
-            turned = turned_over(first_channels, [first + axis for axis in axes])
+            turned = turned_over(self._first_channels(images, cases), [first + axis for axis in axes])
             if alike := [axis for axis, number in turned.items() if number <= LARGEST_ODD_SHARE * len(cases)]:
                 foreground = [label for label in self.label_manager.all_labels if label != 0]
                 overlap = overlap_of_mirrored(self.labels_of_all_folds(), foreground, alike)
@@ -104,11 +121,27 @@ class MirroringTrainer(nnUNetTrainer):
         kept = tuple(axis for axis in axes if overlap.get(first + axis, 1.0) >= LEAST_OVERLAP)
         along = f"axes {', '.join(map(str, kept))}" if kept else "no axis"
         found = ", ".join(f"{turned[first + axis]} along axis {axis}" for axis in axes)
-        known = {axis: overlap[first + axis] for axis in axes if not np.isnan(overlap.get(first + axis, np.nan))}
-        shares = ", ".join(f"{share:.2f} along axis {axis}" for axis, share in known.items())
-        labels = f"; labels overlap with mirrored ones, by what they do otherwise: {shares}" if shares else ""
+        labels = _words_of({axis: overlap[first + axis] for axis in axes if first + axis in overlap})
         self.print_to_log_file(f"Mirroring along {along}: of {len(cases)} scans lie another way {found}{labels}")
         return kept
+
+    def _first_channels(self, images: UnlabeledDataset, cases: Iterable[str]) -> Iterator[np.ndarray]:
+        """Yield the images that can be read: those of other folds need not be whole for this one to train."""
+        for case in cases:
+            try:
+                yield images.load_case(case)[0][0]
+            except (OSError, RuntimeError, ValueError) as error:
+                self.print_to_log_file(f"WARNING: {case} cannot be read, and is not compared: {error}")
+
+
+def _words_of(overlap: Mapping[int, float]) -> str:
+    """Return what the log says of how labels overlap with mirrored ones, by axis; nothing of none."""
+    if not overlap:
+        return ""
+    if np.isnan([*overlap.values()]).any():
+        return "; fewer than two cases have labels that could be compared"
+    shares = ", ".join(f"{share:.2f} along axis {axis}" for axis, share in overlap.items())
+    return f"; labels overlap with mirrored ones, by what they do otherwise: {shares}"
 
 
 def _spread(cases: Collection[str]) -> list[str]:

@@ -19,6 +19,7 @@ from nnunet_ssl.building_blocks.second_network import other_architecture
 from nnunet_ssl.data.raw_files import read_json_file
 from nnunet_ssl.data.whole_files import replacing
 from nnunet_ssl.training.checkpoints import load_model, networks_in
+from nnunet_ssl.training.mirrored_folds import Axes, axes_of_all, mirrored_axes
 
 # What nnU-Net's prediction reads of dataset.json. Anything else may name cases, people or places.
 DATASET_KEYS = (
@@ -53,12 +54,14 @@ class TrainedModel:
         configuration: for example 3d_fullres.
         plans: content of plans.json.
         description: what nnU-Net's prediction reads of dataset.json.
+        mirror_axes: along which all folds are mirrored: nnU-Net predicts every fold as the first one.
     """
 
     dataset: str
     configuration: str
     plans: dict[str, Any]
     description: dict[str, Any]
+    mirror_axes: Axes
 
 
 def exported_names(trainer: str, plans: str) -> ExportedNames:
@@ -102,7 +105,8 @@ def export_model(
     content = read_json_file(model / "dataset.json")
     description = {key: content[key] for key in DATASET_KEYS if key in content}
     configuration = model.name.rpartition("__")[2]
-    trained = TrainedModel(dataset, configuration, read_json_file(model / "plans.json"), description)
+    axes = axes_of_all({fold: mirrored_axes([file]) or () for fold, file in files.items()})
+    trained = TrainedModel(dataset, configuration, read_json_file(model / "plans.json"), description, axes)
     with replacing(target) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as opened:
         return write_models(opened, trained, files, names, ensemble)
 
@@ -128,7 +132,7 @@ def write_models(
                 opened.writestr(f"{folder}/dataset.json", json.dumps(trained.description, indent=1))
             folds = written.setdefault(its_names, [])
             folds.append(str(len(folds)) if ensemble and not differ else fold)
-            content = plain_checkpoint(checkpoint | {"network_weights": weights}, folds[-1], its_names)
+            content = plain_checkpoint(checkpoint, weights, folds[-1], its_names, trained.mirror_axes)
             opened.writestr(f"{folder}/fold_{folds[-1]}/{its_names.checkpoint}", to_bytes(content))
     return written
 
@@ -185,13 +189,15 @@ def built_by(plans: Mapping[str, Any], trained: TrainedModel) -> nn.Module:
         )
 
 
-def plain_checkpoint(checkpoint: dict[str, Any], fold: str, names: ExportedNames) -> dict[str, Any]:
-    """Return of a checkpoint what nnU-Net's prediction, and training that starts from it, read."""
+def plain_checkpoint(
+    checkpoint: dict[str, Any], weights: Weights, fold: str, names: ExportedNames, mirror_axes: Axes
+) -> dict[str, Any]:
+    """Return of a checkpoint, with these weights, what nnU-Net's prediction and a training that starts from it read."""
     return {
-        "network_weights": {name: weight.detach().cpu() for name, weight in checkpoint["network_weights"].items()},
+        "network_weights": {name: weight.detach().cpu() for name, weight in weights.items()},
         "trainer_name": names.trainer,
         "init_args": {"configuration": checkpoint["init_args"]["configuration"], "fold": fold},
-        "inference_allowed_mirroring_axes": checkpoint.get("inference_allowed_mirroring_axes"),
+        "inference_allowed_mirroring_axes": mirror_axes or None,
     }
 
 

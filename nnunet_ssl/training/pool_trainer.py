@@ -29,16 +29,19 @@ class PoolTrainer(ResumableTrainer):
     _predictions: PoolPredictions | None = None  # of the round that is on
 
     def _apply_settings(self) -> None:
-        """Refuse what uses predictions in a run that has none."""
+        """Refuse what uses predictions in a run that has none, and predictions that nothing uses."""
         super()._apply_settings()
         if self.prediction_rounds:
+            if LABEL not in self.VIEWS and not any(getattr(self, name) for name in USES):
+                uses = " or ".join(USES)
+                raise ValueError(f"prediction_rounds predicts all unlabeled cases for nothing: set {uses} too")
             return
         if LABEL in self.VIEWS:
             raise ValueError(
                 f"{type(self).__name__} learns from predictions of all unlabeled cases: prediction_rounds is at least 1"
             )
         for name in USES:
-            if self.options.get(name):
+            if getattr(self, name):
                 raise ValueError(
                     f"{name} uses predictions of all unlabeled cases: set prediction_rounds too, to 3 for example"
                 )

@@ -45,7 +45,7 @@ from nnunet_ssl.data.trained_cases import (
 from nnunet_ssl.data.unlabeled_pool import UnlabeledPool, collect_pool, twins_warning
 from nnunet_ssl.data.unlabeled_preprocessing import UnlabeledPreprocessing
 from nnunet_ssl.leaks.of_training import LookAtTraining
-from nnunet_ssl.training import reproducibility
+from nnunet_ssl.training import distributed, reproducibility
 from nnunet_ssl.training.first_weights import FirstWeights, cases_before
 from nnunet_ssl.training.mirroring_trainer import MirroringTrainer
 from nnunet_ssl.training.options import allowed_options
@@ -148,6 +148,8 @@ class TwoStreamTrainer(MirroringTrainer):
         """Return nnU-Net's loaders, the training one joined by the unlabeled stream."""
         dataset = self._unlabeled_images(self._collect_pool())
         labeled, validation = self._loaders_of_nnunet()
+        if self.batch_size == 1 < self.configuration_manager.batch_size:
+            self.print_to_log_file(f"WARNING: {distributed.SINGLE_PATCHES}")
         refuse_pattern_of_one_phase(getattr(self, "phase_pattern", None), [*labeled.indices, *dataset.identifiers])
         bins = getattr(self, "position_bins", None)  # an option of methods that spread their batches, as is the pattern
         foreground = self.pseudo_foreground_probability

@@ -45,7 +45,7 @@ class WholePool:
             before: of the round before.
 
         Returns:
-            How many cases this process has predicted.
+            How many cases all processes have predicted.
         """
         cases, (rank, processes) = list(self.folders), distributed.place_among_processes()
         share, done, written = cases[rank::processes], 0, time.monotonic()
@@ -60,7 +60,7 @@ class WholePool:
                 distributed.wait_for_all()
         compute_gaussian.cache_clear()  # as nnU-Net after its validation
         distributed.wait_for_all()
-        return done
+        return int(distributed.sum_array(np.array(done)))
 
     def _is_done(self, case: str, predictions: PoolPredictions) -> bool:
         return predictions.has(case, image_file(self.folders[case], case))

@@ -67,6 +67,21 @@ def test_damaged_file_is_not_finished(predictions, image):
         assert not predictions.has("case", image)
 
 
+def test_a_single_byte_that_changed_is_not_a_finished_case_that_cannot_be_read(predictions, image):
+    labels = (np.random.default_rng(0).random((20, 24, 22)) < 0.5).astype(np.uint8)
+    predictions.write("case", labels, image, [1], (16, 16, 16), [0.5])
+    file = predictions.folder / "case.b2nd"
+    content = file.read_bytes()
+    refused = 0
+    for place in np.random.default_rng(1).choice(len(content), 150, replace=False):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+        if predictions.has("case", image):
+            assert np.array_equal(predictions.labels("case")[:], labels), place
+        else:
+            refused += 1
+    assert refused > 100
+
+
 def test_interrupted_writing_leaves_no_case_and_the_next_round_no_rest(predictions, image, monkeypatch):
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt

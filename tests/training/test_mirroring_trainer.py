@@ -10,11 +10,16 @@ from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
 from nnunet_ssl.discovery.variants import find_trainer
+from nnunet_ssl.training.mirrored_folds import how_to_predict
 from nnunet_ssl.training.mirroring_trainer import _spread
 from tests.conftest import make_trainer, started
 from tests.data.test_orientation import scans
 
 MEAN_TEACHER = find_trainer("nnUNetTrainerMeanTeacher")
+HIDING = [  # as `nnunet_ssl split --labeled` writes them: what one fold trains on is unlabeled in another
+    {"train": ["labeled0", "labeled1"], "val": ["labeled3"], "unlabeled": ["labeled2", "unlabeled0"]},
+    {"train": ["labeled1", "labeled2"], "val": ["labeled3"], "unlabeled": ["labeled0", "unlabeled0"]},
+]
 
 
 def transforms_of(trainer) -> list[list]:
@@ -104,7 +109,7 @@ def test_a_single_labeled_case_does_not_say_what_lies_alike(tiny_dataset, monkey
     monkeypatch.setattr(MEAN_TEACHER, "labels_of_all_folds", lambda self: iter([np.ones((4, 4, 4))]))
     trainer = started(tiny_dataset(), MEAN_TEACHER, mirroring="auto")
     assert trainer.mirror_axes == (1,)
-    assert "labels overlap" not in Path(trainer.log_file).read_text()
+    assert "; fewer than two cases have labels that could be compared" in Path(trainer.log_file).read_text()
 
 
 def test_labels_are_of_cases_that_some_fold_trains_on_and_none_hides(tiny_dataset):
@@ -121,6 +126,62 @@ def test_labels_are_of_cases_that_some_fold_trains_on_and_none_hides(tiny_datase
         assert len(labels) == 3
         assert {*np.unique(labels[0])} <= {-1, 0, 1, 2, 3}
         assert all(np.array_equal(one, other) for one, other in zip(labels, found[0], strict=True))
+
+
+def test_where_folds_hide_each_others_labels_they_are_of_the_fold(tiny_dataset):
+    dataset = tiny_dataset()
+    dataset.write_splits(HIDING)
+    for fold, cases in ((0, ["labeled0", "labeled1"]), (1, ["labeled1", "labeled2"])):
+        trainer = started(dataset, MEAN_TEACHER, fold=fold)
+        read, check = [], trainer._labeled_files.check
+        trainer._labeled_files.check = lambda case: (read.append(case), check(case))  # noqa: B023
+        assert len([*trainer.labels_of_all_folds()]) == 2
+        assert read == cases
+
+
+def test_folds_of_a_split_with_few_labels_mirror_what_is_labeled_alike(tiny_dataset, monkeypatch):
+    dataset = tiny_dataset()
+    named = {f"scan{i:02d}": np.ascontiguousarray(image) for i, image in enumerate(scans(22))}
+    images = SimpleNamespace(identifiers=[*named], load_case=lambda case: (named[case][None],))
+    monkeypatch.setattr(MEAN_TEACHER, "images_of_all_cases", lambda self: images)
+    dataset.write_splits(HIDING)
+    for fold in (0, 1):
+        log = Path(started(dataset, MEAN_TEACHER, fold=fold, mirroring="auto").log_file).read_text()
+        assert "labels overlap with mirrored ones, by what they do otherwise: " in log
+
+
+def test_an_image_that_cannot_be_read_is_not_compared(tiny_dataset, monkeypatch):
+    lie_as(monkeypatch, scans(23))
+    images = MEAN_TEACHER.images_of_all_cases(None)
+
+    def load_case(case: str) -> tuple:
+        if case == "scan07":
+            raise RuntimeError("blosc2_schunk_open_offset returned NULL")
+        return images.load_case(case)
+
+    dataset = SimpleNamespace(identifiers=images.identifiers, load_case=load_case)
+    monkeypatch.setattr(MEAN_TEACHER, "images_of_all_cases", lambda self: dataset)
+    trainer = started(tiny_dataset(), MEAN_TEACHER, mirroring="auto")
+    assert trainer.mirror_axes == (1,)
+    assert "WARNING: scan07 cannot be read, and is not compared: blosc2" in Path(trainer.log_file).read_text()
+
+
+def test_a_fold_that_mirrors_otherwise_than_another_says_how_to_predict(tiny_dataset, monkeypatch):
+    dataset = tiny_dataset()
+    make_trainer(dataset, MEAN_TEACHER, seed=1, num_epochs=1).run_training()
+    log = Path(started(dataset, MEAN_TEACHER, fold=1).log_file).read_text()
+    assert "the folds mirror" not in log
+    lie_as(monkeypatch, scans(22))
+    log = Path(started(dataset, MEAN_TEACHER, fold=1, mirroring="auto").log_file).read_text()
+    assert (
+        "WARNING: the folds mirror along different axes: fold 0 along 0, 1, 2; fold 1 along 1. nnUNetv2_predict takes "
+        "for all of them those of the first that -f names: name fold 1 first, which has the fewest" in log
+    )
+
+
+def test_folds_of_which_none_has_the_axes_of_all_are_not_predicted_mirrored():
+    assert how_to_predict({"0": (0,), "1": (1,)}).endswith("predict with --disable_tta")
+    assert "name fold 2 first" in how_to_predict({"0": (0,), "1": (1,), "2": ()})
 
 
 @pytest.mark.parametrize("fold", [0, "all"])

@@ -87,6 +87,23 @@ def test_several_folds(tiny_dataset, tmp_path):
         assert sum(name.endswith("checkpoint_final.pth") for name in opened.namelist()) == 2
 
 
+def test_folds_that_mirror_differently_are_exported_with_the_axes_of_all(tiny_dataset, tmp_path, capsys):
+    """nnU-Net predicts every fold mirrored as the first one, whichever that is."""
+    dataset = tiny_dataset()
+    for fold, axes in ((0, (0, 2)), (1, (0, 1))):
+        model = finished_run(dataset, TRAINERS[0], fold)
+        file = model / f"fold_{fold}" / "checkpoint_final.pth"
+        torch.save(torch.load(file, weights_only=False) | {"inference_allowed_mirroring_axes": axes}, file)
+    assert export(tmp_path / "model.zip", TRAINERS[0], "-f", "0", "1") == 0
+    said = capsys.readouterr().out
+    assert "the folds mirror along different axes: fold 0 along 0, 2; fold 1 along 0, 1. The exported model" in said
+    assert "predicts with those of all: 0\n" in said
+    with zipfile.ZipFile(tmp_path / "model.zip") as opened:
+        opened.extractall(tmp_path / "results")
+    (exported,) = (tmp_path / "results" / DATASET).iterdir()
+    assert {network_of(exported, folds).allowed_mirroring_axes for folds in ((0, 1), (1, 0))} == {(0,)}
+
+
 def test_ensemble_holds_both_networks_as_folds(tiny_dataset, tmp_path, capsys):
     dataset = tiny_dataset()
     cps = find_trainer("nnUNetTrainerCPS")

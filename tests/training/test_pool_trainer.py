@@ -263,6 +263,19 @@ def test_uses_without_predictions_are_refused(tiny_dataset):
         make_trainer(dataset, Plain, prediction_rounds=0).initialize()
 
 
+def test_use_without_predictions_is_refused_of_a_class_too(tiny_dataset):
+    class Asking(Undemanding):
+        unstable_fraction = 0.04
+
+    with pytest.raises(ValueError, match=r"^unstable_fraction uses predictions"):
+        make_trainer(tiny_dataset(dim=2), Asking).initialize()
+
+
+def test_predictions_that_nothing_uses_are_refused(tiny_dataset):
+    with pytest.raises(ValueError, match="for nothing: set pseudo_foreground_probability or unstable_fraction too$"):
+        make_trainer(tiny_dataset(dim=2), Undemanding, prediction_rounds=3).initialize()
+
+
 def test_no_rounds_is_an_option():
     assert parse_options("prediction_rounds=0", {"prediction_rounds": int}) == {"prediction_rounds": 0}
 
