@@ -34,14 +34,15 @@ def with_tiny_network(plans_file: Path) -> None:
     plans_file.write_text(json.dumps(plans))
 
 
-def run_on_cpu(place: Workplace, command: str) -> str:
-    """Run a command of the page, a training for one epoch."""
+def run_on_cpu(place: Workplace, command: str, **settings: int) -> str:
+    """Run a command of the page, a training for some steps and, by its name or these settings, one epoch."""
     if command.startswith(("nnUNetv2_train", "nnUNetv2_predict", "nnunet_ssl pseudolabel", "nnunet_ssl preview")):
         command += " -device cpu"
     command = command.replace("_250epochs", "_1epoch").replace(
         "IMAGES", str(place.root / "raw" / place.dataset / "imagesTs")
     )
-    return place.run(command, nnUNet_ssl_options="num_iterations_per_epoch=4 num_val_iterations_per_epoch=1 seed=1")
+    settings = {"num_iterations_per_epoch": 4, "num_val_iterations_per_epoch": 1, "seed": 1} | settings
+    return place.run(command, nnUNet_ssl_options=" ".join(f"{name}={value}" for name, value in settings.items()))
 
 
 @pytest.mark.slow
@@ -75,3 +76,36 @@ def test_every_command_of_the_page(tmp_path):
     for command in commands("Hand it on"):
         run_on_cpu(place, command)
     assert (place.root / "empty" / "hippocampus.zip").exists()
+
+
+def with_two_stages(plans_file: Path) -> None:
+    """Give plans a cascade, which nnU-Net plans for large scans alone: half of the resolution, then all of it."""
+    plans = json.loads(plans_file.read_text())
+    full = plans["configurations"]["3d_fullres"]
+    coarse = {"spacing": [2 * side for side in full["spacing"]], "patch_size": [16, 16, 16]}
+    names = {"data_identifier": "nnUNetPlans_3d_lowres", "next_stage": "3d_cascade_fullres"}
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres"} | coarse | names
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans_file.write_text(json.dumps(plans))
+
+
+@pytest.mark.slow
+def test_every_command_of_the_cascade(tmp_path):
+    place = make_workplace(tmp_path, "Dataset182_Pancreas")
+    write_synthetic_dataset(place.root / "raw" / place.dataset)
+    place.run("nnUNetv2_plan_and_preprocess -d 182 -c 3d_fullres -np 1 -npfp 1")
+    plans = place.root / "preprocessed" / place.dataset / "nnUNetPlans.json"
+    with_tiny_network(plans)
+    with_two_stages(plans)
+
+    preprocesses, trains, trains_second_stage, *predicts = (
+        command.partition("#")[0].strip() for command in commands("A cascade")
+    )
+    place.run(f"{preprocesses} -np 1 1")
+    for fold in range(5):
+        assert " 3d_lowres 0 " in trains
+        run_on_cpu(place, trains.replace(" 3d_lowres 0 ", f" 3d_lowres {fold} "), num_epochs=1)
+    run_on_cpu(place, trains_second_stage, num_epochs=1)
+    for command in predicts:
+        run_on_cpu(place, command)
+    assert (place.root / "empty" / "OUT" / "ts0.nii.gz").exists()
