@@ -16,7 +16,7 @@ from tests.conftest import make_trainer, started
 from tests.data.test_orientation import scans
 
 MEAN_TEACHER = find_trainer("nnUNetTrainerMeanTeacher")
-HIDING = [  # as `nnunet_ssl split --labeled` writes them: what one fold trains on is unlabeled in another
+HIDING = [  # as `nnunet_ssl split` with few labels writes them: what one fold trains on is unlabeled in another
     {"train": ["labeled0", "labeled1"], "val": ["labeled3"], "unlabeled": ["labeled2", "unlabeled0"]},
     {"train": ["labeled1", "labeled2"], "val": ["labeled3"], "unlabeled": ["labeled0", "unlabeled0"]},
 ]
