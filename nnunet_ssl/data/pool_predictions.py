@@ -43,7 +43,7 @@ class PoolPredictions:
             array = self.labels(case)
             notes = array.schunk.vlmeta[NOTES]
             return notes["image"] == _mark(image_file) and notes["checksum"] == _checksum(array[:], notes)
-        except Exception:  # noqa: BLE001 - whatever reading a damaged file comes to
+        except Exception:  # whatever reading a damaged file comes to
             return False
 
     def write(

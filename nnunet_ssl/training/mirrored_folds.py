@@ -13,7 +13,7 @@ def mirrored_axes(checkpoints: Iterable[Path]) -> Axes | None:
     for file in checkpoints:
         try:
             return tuple(load_facts(file).get("inference_allowed_mirroring_axes") or ())
-        except (ValueError, TypeError):
+        except (OSError, ValueError, TypeError):
             continue
     return None
 
