@@ -139,7 +139,7 @@ def test_where_folds_hide_each_others_labels_they_are_of_the_fold(tiny_dataset):
         assert read == cases
 
 
-def test_folds_of_a_split_with_few_labels_mirror_what_is_labeled_alike(tiny_dataset, monkeypatch):
+def test_folds_that_hide_each_others_labels_compare_their_own(tiny_dataset, monkeypatch):
     dataset = tiny_dataset()
     named = {f"scan{i:02d}": np.ascontiguousarray(image) for i, image in enumerate(scans(22))}
     images = SimpleNamespace(identifiers=[*named], load_case=lambda case: (named[case][None],))
