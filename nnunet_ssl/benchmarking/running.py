@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import sys
 import threading
 from collections import Counter
@@ -71,7 +72,7 @@ class Trainings:
         elif self.has_ended:
             state = "interrupted, the same command goes on with it"
         else:
-            state = f"FAILED, see {place / LOG}: {last_line(place / LOG)}"
+            state = f"FAILED{ended_by(code)}, see {place / LOG}: {last_line(place / LOG)}"
         print(f"{planned.run.experiment}/{planned.run.name}: {state}", flush=True)
         return code
 
@@ -179,6 +180,13 @@ def is_same_run(before: Result, now: Result) -> bool:
     return all(before.get(key) == value for key, value in now.items() if key != "code") and (
         before["code"] | code == now["code"] | code
     )
+
+
+def ended_by(code: int) -> str:
+    """Return what ended a process from outside and what to do, nothing if it ended by itself."""
+    if code == -signal.SIGKILL:
+        return " (killed, most often because the memory was full: try fewer --jobs)"
+    return f" (ended by {signal.Signals(-code).name})" if code < 0 else ""
 
 
 def last_line(log: Path) -> str:

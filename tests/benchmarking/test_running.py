@@ -55,6 +55,28 @@ def test_a_training_is_started_with_its_options_and_the_code_of_that_moment(
     assert failed == f"hippocampus_2d_2labeled/{planned[1].run.name}: FAILED, see {place / LOG}: why"
 
 
+@pytest.mark.parametrize(
+    ("ended_by", "said"),
+    [
+        (signal.SIGKILL, "FAILED (killed, most often because the memory was full: try fewer --jobs), see "),
+        (signal.SIGTERM, "FAILED (ended by SIGTERM), see "),
+    ],
+)
+def test_what_ended_a_training_from_outside_is_said(comparison, places, monkeypatch, capsys, ended_by, said):
+    start = subprocess.Popen
+
+    def process(command, stdout, stderr, env):
+        ends = f"import os; print('epoch 3', flush=True); os.kill(os.getpid(), {int(ended_by)})"
+        return start([sys.executable, "-c", ends], stdout=stdout, stderr=stderr)
+
+    monkeypatch.setattr(running, "Popen", process)
+    (planned, *_) = plan_runs(comparison)
+    assert run_all([planned], places, jobs=1) == [-ended_by]
+    line = capsys.readouterr().out.strip()
+    assert line.startswith(f"hippocampus_2d_2labeled/{planned.run.name}: {said}")
+    assert line.endswith(": epoch 3")
+
+
 def test_trainings_that_run_at_a_time_are_on_gpus_of_their_own(comparison, places, monkeypatch):
     planned = plan_runs(replace(comparison, device="cuda", seeds=(1, 2)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-7")
