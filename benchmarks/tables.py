@@ -18,7 +18,7 @@ import tomllib
 from pathlib import Path
 from statistics import mean
 
-from nnunet_ssl.benchmarking.rows import Row, Table, dice_of_cases, remarks, rows_of
+from nnunet_ssl.benchmarking.rows import Row, Table, mean_dice, remarks, rows_of
 from nnunet_ssl.benchmarking.tables import section_of, table_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,7 +114,7 @@ def gain_cell(row: Row | None) -> str:
         return ""
     if row.difference is not None:
         return f"{row.difference.mean:+.3f}"
-    return f"{mean(mean(dice_of_cases(result).values()) for result in row.results.values()):.3f}"
+    return f"{mean(mean_dice(row.results).values()):.3f}"
 
 
 def step_table(file: Path) -> str:

@@ -18,6 +18,7 @@ from nnunet_ssl.benchmarking.splits import (
     own_split,
     pattern_of,
 )
+from nnunet_ssl.data.patients import PATIENTS, unit_of
 from nnunet_ssl.data.raw_files import read_json_file
 from nnunet_ssl.data.stamps import folder_of, state_folder
 from nnunet_ssl.training.options import host_defaults
@@ -92,7 +93,11 @@ class Experiment:
             schedule = schedule_of_nnunet()
             setting |= {"steps": schedule["num_epochs"] * schedule["num_iterations_per_epoch"]}
             setting |= {"epochs": schedule["num_epochs"]}
-        return setting | ({"plans": self.plans} if self.plans != "nnUNetPlans" else {})
+        unusual = {"plans": self.plans} if self.plans != "nnUNetPlans" else {}
+        unit = unit_of(read_json_file(self.source / "dataset.json"))
+        if setting["patient_pattern"] is not None and unit != PATIENTS:
+            unusual["unit"] = unit
+        return setting | unusual
 
     def words_of_fold(self) -> str:
         """Return which validation cases it has."""

@@ -20,6 +20,13 @@ from nnunet_ssl.benchmarking.result_files import (
 from nnunet_ssl.benchmarking.splits import Split, facts_of_split
 from nnunet_ssl.data.preprocessed_images import write_json_atomically
 
+IN_ANOTHER = {
+    "setting": "in another setting",
+    "split": "on another split",
+    "options": "with other options",
+    "device": "on another device",
+}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -109,19 +116,21 @@ def without_finished(planned: Sequence[Planned], results: Path, repeat_stale: bo
     A result that an experiment has and another one of the same training lacks is copied.
 
     Raises:
-        ValueError: there is a result of the same experiment in another setting, or of the same run on another split.
+        ValueError: there is a result of the same experiment in another setting, or of the same run on another split or
+            with other options, which a file's name may not tell apart.
     """
     finished = {}
     for experiment, setting in {run.experiment: one.facts["setting"] for one in planned for run in one.runs}.items():
         of_experiment = read_results(experiment, results)
         for run, result in of_experiment.items():
-            refuse_other(run, result, setting, "setting")
+            refuse_other(run, result, {"setting": setting}, "setting")
         finished |= of_experiment
     pending = []
     for one in planned:
         known = {run: finished[run] for run in one.runs if run in finished}
         for run, result in known.items():
-            refuse_other(run, result, one.facts["split"], "split")
+            for what in ("split", "options"):
+                refuse_other(run, result, one.facts, what)
         stale = [run for run, result in known.items() if is_stale(result)]
         if stale and not repeat_stale:
             print(f"{one.run.name} is stale, --repeat-stale runs it again")
@@ -134,11 +143,10 @@ def without_finished(planned: Sequence[Planned], results: Path, repeat_stale: bo
     return pending
 
 
-def refuse_other(run: Run, result: Result, expected: Result, what: str) -> None:
-    """Raise a ValueError if a result was made in another setting, or on another split, than is asked for."""
-    if result[what] != expected:
-        article = "in" if what == "setting" else "on"
+def refuse_other(run: Run, found: Result, asked: Result, what: str) -> None:
+    """Raise a ValueError if a training was made in another setting, on another split, or as `what` says."""
+    if found[what] != asked[what]:
         raise ValueError(
-            f"{run.name} of {run.experiment} was trained {article} another {what}: name this one with --experiment, or "
-            "choose another folder for the results"
+            f"{run.name} of {run.experiment} was trained {IN_ANOTHER[what]}: name this one with --experiment, or "
+            "choose another --output"
         )

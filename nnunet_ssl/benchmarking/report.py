@@ -1,12 +1,13 @@
 """The report of a comparison: what is finished, in tables, and what is not."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 from nnunet_ssl.benchmarking.planning import Comparison, Planned
-from nnunet_ssl.benchmarking.result_files import ALL_LABELED, BASELINE, DEFAULT, Run
-from nnunet_ssl.benchmarking.rows import Row, Table, dice_of_cases, remarks, rows_of
+from nnunet_ssl.benchmarking.result_files import ALL_LABELED, BASELINE, DEFAULT, Run, read_results
+from nnunet_ssl.benchmarking.rows import Row, Table, mean_dice, remarks, rows_of
 from nnunet_ssl.benchmarking.tables import NOTHING, named, section_of
 
 HOW_TO_READ = (
@@ -41,7 +42,11 @@ def report_of(comparison: Comparison, planned: Sequence[Planned], results: Path)
 def table_for(experiment: str, seeds: Sequence[int], results: Path) -> Table:
     """Return a table over the seeds that the baseline has finished, or all where it has finished none."""
     finished = tuple(seed for seed in seeds if Run(experiment, BASELINE, DEFAULT, seed).file(results).exists())
-    return Table(experiment, finished or tuple(seeds))
+    table = Table(experiment, finished or tuple(seeds))
+    if any("circumference_error" in result for result in read_results(experiment, results).values()):
+        place = table.columns.index("asd") + 1
+        return replace(table, columns=(*table.columns[:place], "circumference", *table.columns[place:]))
+    return table
 
 
 def overview_of(rows: dict[str, list[Row]]) -> str:
@@ -61,5 +66,6 @@ def overview_of(rows: dict[str, list[Row]]) -> str:
 
 def dice_cell(row: Row) -> str:
     """Return the mean Dice over cases and seeds, and the difference to the baseline."""
-    dice = mean(mean(dice_of_cases(result).values()) for result in row.results.values())
-    return f"{dice:.4f}" + ("" if row.difference is None else f" ({row.difference.mean:+.4f})")
+    return f"{mean(mean_dice(row.results).values()):.4f}" + (
+        "" if row.difference is None else f" ({row.difference.mean:+.4f})"
+    )

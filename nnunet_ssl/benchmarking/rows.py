@@ -1,13 +1,15 @@
 """The rows of tables of results: which results one shows, put together over seeds and folds, and compared."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from math import nan
 from pathlib import Path
 from statistics import mean
 
 from nnunet_ssl.benchmarking.result_files import ALL_LABELED, BASELINE, DEFAULT, Result, is_stale, read_results
-from nnunet_ssl.evaluation.comparison import Prediction, patients_of
-from nnunet_ssl.evaluation.paired_statistics import PairedDifference, paired_difference
+from nnunet_ssl.data.patients import patients_of
+from nnunet_ssl.evaluation.comparison import Prediction
+from nnunet_ssl.evaluation.paired_statistics import PairedDifference, means_by, paired_difference
 
 BY_CASE = ("dice", "hd95", "asd", "circumference_error")  # what a result has of each case
 
@@ -71,27 +73,36 @@ def rows_of(table: Table, results: Path) -> list[Row]:
 
 def results_of(table: Table, results: Path) -> dict[tuple[str, str], dict[int, Result]]:
     """Return what is finished in all experiments of each trainer and variant that the table may show, by seed."""
-    parts: dict[tuple[str, str, int], list[Result]] = {}
+    found: dict[tuple[str, str], dict[int, Result]] = {}
+    for (trainer, variant, seed), of_experiments in parts_of(table, results).items():
+        if len(of_experiments) == len(table.sources):
+            found.setdefault((trainer, variant), {})[seed] = as_one([*of_experiments.values()])
+    return found
+
+
+def parts_of(table: Table, results: Path) -> dict[tuple[str, str, int], dict[str, Result]]:
+    """Return what is finished of each trainer, variant and seed that the table may show, by experiment."""
+    parts: dict[tuple[str, str, int], dict[str, Result]] = {}
     for experiment in table.sources:
         for run, result in read_results(experiment, results).items():
             if run.seed in table.seeds and any(fnmatch(f"{run.trainer}__{run.variant}", row) for row in table.rows):
-                parts.setdefault((run.trainer, run.variant, run.seed), []).append(result)
-    found: dict[tuple[str, str], dict[int, Result]] = {}
-    for (trainer, variant, seed), of_experiments in parts.items():
-        if len(of_experiments) == len(table.sources):
-            found.setdefault((trainer, variant), {})[seed] = as_one(of_experiments)
-    return found
+                parts.setdefault((run.trainer, run.variant, run.seed), {})[experiment] = result
+    return parts
 
 
 def as_one(results: list[Result]) -> Result:
     """Return the results of several folds as one: the cases of all, each validated once.
 
     Raises:
-        ValueError: a case is validated in two of them.
+        ValueError: a case is validated in two of them, or they differ in more than the fold.
     """
     if len(results) == 1:
         return results[0]
     whole = dict(results[0])
+    for name in ("setting", "options", "versions", "device"):
+        same = [result[name] | {"fold": None} if name == "setting" else result[name] for result in results]
+        if any(one != same[0] for one in same):
+            raise ValueError(f"{whole['trainer']}: folds that are shown as one differ in {name}")
     for name in BY_CASE:
         if name in whole:
             whole[name] = {case: value for result in results for case, value in result[name].items()}
@@ -122,9 +133,16 @@ def compare(table: Table, results: dict[int, Result], baseline: dict[int, Result
             raise ValueError(f"{name} was trained on another split than {BASELINE}")
         if result["dice"].keys() != plain["dice"].keys():
             raise ValueError(f"{name} has other validation cases than {BASELINE}")
+    difference = paired_difference(predictions(results), predictions(baseline), patients_in(results))
+    has_patients = "unit" not in next(iter(results.values()))["setting"]
+    return difference if has_patients else replace(difference, low=nan, high=nan)
+
+
+def patients_in(results: dict[int, Result]) -> dict[str, str]:
+    """Return whose each case is; its own where the pattern finds something else than patients."""
     first = next(iter(results.values()))
-    patients, _ = patients_of(list(first["dice"]), first["setting"]["patient_pattern"])
-    return paired_difference(predictions(results), predictions(baseline), patients)
+    pattern = None if "unit" in first["setting"] else first["setting"]["patient_pattern"]
+    return patients_of(first["dice"], pattern)
 
 
 def predictions(results: dict[int, Result]) -> dict[Prediction, float]:
@@ -139,10 +157,20 @@ def predictions(results: dict[int, Result]) -> dict[Prediction, float]:
 def dice_of_cases(result: Result) -> dict[str, float]:
     """Return the mean over the labels of each case.
 
-    A label that is neither in the reference nor in the prediction has no Dice, and a case without any is left out.
+    A label that is neither in the reference nor in the prediction counts 1, as in `nnunet_ssl evaluate`: nnU-Net leaves
+    it out, so that a label which is predicted where there is none would cost nothing in a comparison.
     """
-    known = {case: [dice for dice in labels.values() if dice is not None] for case, labels in result["dice"].items()}
-    return {case: mean(values) for case, values in known.items() if values}
+    return {
+        case: mean(1.0 if dice is None else dice for dice in labels.values()) for case, labels in result["dice"].items()
+    }
+
+
+def mean_dice(results: dict[int, Result]) -> dict[int, float]:
+    """Return the mean of each seed over the labels of a case, the cases of a patient, and the patients."""
+    patients = patients_in(results)
+    return {
+        seed: mean(means_by(dice_of_cases(result), patients.__getitem__).values()) for seed, result in results.items()
+    }
 
 
 def remarks(tables: dict[str, Table], results: Path) -> list[str]:
@@ -155,6 +183,9 @@ def remarks(tables: dict[str, Table], results: Path) -> list[str]:
         if is_stale(result)
     ]
     for table in tables.values():
+        for (trainer, variant, seed), of_experiments in parts_of(table, results).items():
+            if missing := [one for one in table.sources if one not in of_experiments]:
+                lines.append(f"not shown: {table.name}/{trainer}__{variant}, seed {seed} without {', '.join(missing)}")
         for (trainer, variant), of_seed in results_of(table, results).items():
             if missing := [str(seed) for seed in table.seeds if seed not in of_seed]:
                 lines.append(f"not shown: {table.name}/{trainer}__{variant}, without seed {', '.join(missing)}")

@@ -17,7 +17,7 @@ from subprocess import STDOUT, Popen
 import torch
 
 from nnunet_ssl.benchmarking.experiment import length
-from nnunet_ssl.benchmarking.planning import Planned
+from nnunet_ssl.benchmarking.planning import IN_ANOTHER, Planned, refuse_other
 from nnunet_ssl.benchmarking.result_files import Result, code_of
 from nnunet_ssl.data.memory import KEPT_BLOCKS
 from nnunet_ssl.data.preprocessed_images import read_json, write_json_atomically
@@ -158,20 +158,33 @@ def usable_gpus() -> list[str]:
 def prepare(planned: Planned, place: Path) -> Path:
     """Make the folder of a training ready, as it was interrupted or new, and return it.
 
-    What was begun with other code, versions or data is not gone on with.
+    What was begun with other code or versions is not gone on with. What is gone on with names all of its commits.
+
+    Raises:
+        ValueError: it holds a training in another setting, on another split or device, or with other options.
     """
     planned.facts["code"] = code_of(planned.run.trainer)  # may have changed while those before were trained
-    before = read_json(place / FACTS)
-    if (place / FACTS).exists() and (before is None or not is_same_run(before, planned.facts)):
-        print(f"{planned.run.name} was begun with other code, versions or data, and begins again")
+    facts, before = planned.facts, read_json(place / FACTS)
+    if before is not None:
+        for what in IN_ANOTHER:
+            refuse_other(planned.run, before, facts, what)
+    if before is not None and is_same_run(before, facts):
+        facts = facts | {"code": joined(before["code"], facts["code"])}
+    elif (place / FACTS).exists():
+        print(f"{planned.run.name} was begun with other code or versions, and begins again")
         for one in place.iterdir():
             if not one.name.startswith(LOCK):
                 shutil.rmtree(one) if one.is_dir() else one.unlink()
     experiment = planned.experiment
     experiment.lay_preprocessed(place / "preprocessed" / experiment.source.name, planned.split)
-    if not (place / FACTS).exists():
-        write_json_atomically(planned.facts, place / FACTS)
+    write_json_atomically(facts, place / FACTS)
     return place
+
+
+def joined(before: Result, now: Result) -> Result:
+    """Return the code of a training that is gone on with: its commits in order, and whether any was changed."""
+    commits = dict.fromkeys([*str(before["commit"]).split(", "), str(now["commit"])])
+    return now | {"commit": ", ".join(commits), "dirty": before["dirty"] or now["dirty"]}
 
 
 def is_same_run(before: Result, now: Result) -> bool:

@@ -10,6 +10,8 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunet_ssl.data.patients import patients_of
 from nnunet_ssl.data.raw_files import files_in, read_dataset_json, unlabeled_images
 from nnunet_ssl.data.split_file import FOLDS, read_splits, split_digest
+from nnunet_ssl.splits.make_splits import Split as Parts
+from nnunet_ssl.splits.near_duplicates import without_borders
 
 REPORT_FOLD, TUNE_FOLD = 0, 1  # of nnU-Net's own 5-fold split
 
@@ -19,19 +21,31 @@ Split = dict[str, list[str]]
 def draw_split(source: Path, labeled: int | None, seed: int, fold: int) -> Split:
     """Return a fold with the labeled cases of a seed, nested over their number; None is all of them.
 
-    Of a data set that knows its patients, whole patients are drawn, and counted.
+    Of a data set that knows its patients, whole patients are drawn, and counted. Where its dataset.json asks for it,
+    neighbours across a border of validation and training are left out, as by `nnunet_ssl split`.
     """
     patient_of = patients_of(labeled_cases(source), pattern_of(source))
     training, validation = parts_of_fold(source, fold)
     order = [training[i] for i in np.random.default_rng(seed).permutation(len(training))]
-
-    def cases_of(patients: list[str]) -> list[str]:
-        return sorted(case for case, patient in patient_of.items() if patient in set(patients))
-
-    split = {"train": cases_of(order[:labeled]), "val": cases_of(validation)}
-    if labeled is not None and not images_without_label(source):
-        split["unlabeled"] = cases_of(order[labeled:])
+    drawn = set(order[:labeled])
+    parts = Parts(
+        train=[case for case, patient in patient_of.items() if patient in set(training)],
+        val=[case for case, patient in patient_of.items() if patient in set(validation)],
+        unlabeled=pool_of_fold(source, fold),
+    )
+    if width := read_dataset_json(source / "dataset.json").get("border_images", 0):
+        (parts,), _ = without_borders([parts], width, patient_of)
+    split = {"train": [case for case in parts.train if patient_of[case] in drawn], "val": parts.val}
+    if labeled is not None:
+        split["unlabeled"] = parts.unlabeled or [case for case in parts.train if patient_of[case] not in drawn]
     return split
+
+
+def pool_of_fold(source: Path, fold: int) -> list[str]:
+    """Return the cases of imagesUn that are not of a patient whom the fold validates on."""
+    patient_of = patients_of(images_without_label(source), pattern_of(source))
+    _, validation = parts_of_fold(source, fold)
+    return [case for case, patient in patient_of.items() if patient not in validation]
 
 
 def parts_of_fold(source: Path, fold: int) -> tuple[list[str], list[str]]:

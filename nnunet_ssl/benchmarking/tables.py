@@ -6,8 +6,7 @@ from statistics import mean
 from typing import Any
 
 from nnunet_ssl.benchmarking.result_files import ALL_LABELED, BASELINE, DEFAULT, Result
-from nnunet_ssl.benchmarking.rows import Row, Table, dice_of_cases, predictions
-from nnunet_ssl.evaluation.comparison import patients_of
+from nnunet_ssl.benchmarking.rows import Row, Table, mean_dice, patients_in, predictions
 from nnunet_ssl.evaluation.paired_statistics import bootstrap_interval, paired_difference
 
 FOLDS = {
@@ -49,11 +48,14 @@ def mean_distance(row: Row, name: str) -> str:
 
 def circumference_cell(row: Row) -> dict[str, str]:
     """Return the mean error of the head circumference over cases and seeds in mm, and how many have none."""
+    name = "circumference error (mm)"
+    if not all("circumference_error" in result for result in row.results.values()):
+        return {name: ""}
     errors = [error for result in row.results.values() for error in result["circumference_error"].values()]
     known = [error for error in errors if error is not None]
     without = len(errors) - len(known)
     text = (f"{mean(known):.2f}" if known else "none") + (f", {without} without" if without else "")
-    return {"circumference error (mm)": text}
+    return {name: text}
 
 
 def setting_of(rows: list[Row]) -> str:
@@ -94,8 +96,8 @@ def named(result: Result) -> str:
 
 
 def seed_cells(row: Row) -> dict[str, str]:
-    """Return the mean Dice over the cases of each seed."""
-    return {f"seed {seed}": f"{mean(dice_of_cases(result).values()):.4f}" for seed, result in row.results.items()}
+    """Return the mean Dice of each seed."""
+    return {f"seed {seed}": f"{dice:.4f}" for seed, dice in mean_dice(row.results).items()}
 
 
 def difference_cell(row: Row) -> dict[str, str]:
@@ -113,11 +115,12 @@ def rival_cell(row: Row) -> dict[str, str]:
         return {"difference to the rival": ""}
     first, text = next(iter(row.rival.values())), ""
     if row.results is not row.rival:
-        ours, theirs = predictions(row.results), predictions(row.rival)
-        patients, _ = patients_of(list(first["dice"]), first["setting"]["patient_pattern"])
-        low, high = bootstrap_interval(ours, theirs, patients)
-        text = f"{paired_difference(ours, theirs, patients).mean:+.4f} ({low:+.4f} to {high:+.4f})"
-    return {f"difference to {named(first)} (95 % interval over draws and cases)": text}
+        ours, theirs, patients = predictions(row.results), predictions(row.rival), patients_in(row.results)
+        text = f"{paired_difference(ours, theirs, patients).mean:+.4f}"
+        if (interval := bootstrap_interval(ours, theirs, patients)) and "unit" not in first["setting"]:
+            text += " ({:+.4f} to {:+.4f})".format(*interval)
+    drawn = "trainings" if first["setting"]["fold"].startswith("own split") else "draws"
+    return {f"difference to {named(first)} (95 % interval over {drawn} and cases)": text}
 
 
 def cost_cell(row: Row) -> dict[str, str]:

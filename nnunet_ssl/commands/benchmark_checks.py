@@ -23,6 +23,7 @@ from nnunet_ssl.benchmarking.splits import (
     labeled_cases,
     parts_of_fold,
     pattern_of,
+    pool_of_fold,
 )
 from nnunet_ssl.commands.outputs import output_folder
 from nnunet_ssl.commands.preprocess import check_environment
@@ -195,20 +196,20 @@ def experiment_of(source: Path, labeled: int | None, options: argparse.Namespace
 def check_split(experiment: Experiment, needs_unlabeled: bool) -> None:
     """Raise a ValueError if there are too few cases for the labeled ones asked for, or none is left without a label."""
     images = Path(os.environ["nnUNet_raw"], experiment.source.name, "imagesUn")
-    others = images_without_label(experiment.source)
     if experiment.labeled is None:
         own = experiment.split(seed=0)
-        if needs_unlabeled and not own.get("unlabeled", others):
+        if needs_unlabeled and not own.get("unlabeled", images_without_label(experiment.source)):
             raise ValueError(
                 f"--own-split: fold {experiment.fold} names no unlabeled cases, and there are none in {images}: divide "
                 f"the cases by nnunet_ssl split {experiment.source.name}"
             )
         return
     training, _ = parts_of_fold(experiment.source, experiment.fold)
+    others = pool_of_fold(experiment.source, experiment.fold)
     most = len(training) - (needs_unlabeled and not others)
     if experiment.labeled > most:
-        unit = "patients" if pattern_of(experiment.source) else "cases"
-        reason = f", and {images} holds no unlabeled ones" if most < len(training) else ""
+        unit, of_others = ("patients", " of other patients") if pattern_of(experiment.source) else ("cases", "")
+        reason = f", and {images} holds no unlabeled ones{of_others}" if most < len(training) else ""
         raise ValueError(
             f"--labeled is at most {most}, got {experiment.labeled}: fold {experiment.fold} of "
             f"{experiment.source.name} has {len(training)} training {unit}{reason}"

@@ -57,14 +57,14 @@ def at_random(
 ) -> tuple[list["Split"], dict[str, str], str]:
     """Return a seeded split, the group of each case, and what a group is called."""
     from nnunet_ssl.data.identical_images import as_test_case, united
-    from nnunet_ssl.data.patients import patients_of
+    from nnunet_ssl.data.patients import patients_of, unit_of
     from nnunet_ssl.data.raw_files import some, unused_files
     from nnunet_ssl.data.split_file import NO_ESTIMATE
     from nnunet_ssl.leaks.copies import copies_for_split
     from nnunet_ssl.splits.make_splits import number_or_share, split_at_random, split_of_one_group
     from nnunet_ssl.splits.raw_cases import RawCases, classes_of_cases
 
-    labeled, unit = number_or_share(options.labeled), raw.dataset_json.get("unit", "patients")
+    labeled, unit = number_or_share(options.labeled), unit_of(raw.dataset_json)
     here = RawCases.of(raw)
     if not here.with_label:
         unused = unused_files(raw.folder / "labelsTr", raw.ending)

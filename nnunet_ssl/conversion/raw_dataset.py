@@ -23,6 +23,7 @@ from nnunet_ssl.data.image_writing import write_image
 from nnunet_ssl.data.in_processes import in_processes
 from nnunet_ssl.data.json_schemas import read_if_fit
 from nnunet_ssl.data.older_conversions import CONVERTED_BY
+from nnunet_ssl.data.patients import PATIENTS
 from nnunet_ssl.data.raw_files import read_json_file
 
 ENDING = ".nii.gz"
@@ -55,7 +56,7 @@ class Description:
     license: str
     patient_pattern: str
     regions_class_order: tuple[int, ...] | None = None
-    unit: str = "patients"
+    unit: str = PATIENTS
     border_images: int = 0
     version: int = 1
     dimensions: int = 3

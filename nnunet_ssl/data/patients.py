@@ -1,8 +1,16 @@
 """Whose each case is: what a regular expression finds in the case ids."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from nnunet_ssl.data.patterns import search_each
+
+PATIENTS = "patients"
+
+
+def unit_of(dataset_json: Mapping[str, Any]) -> str:
+    """Return what the pattern of a data set finds: patients, or what its dataset.json says instead."""
+    return dataset_json.get("unit", PATIENTS)
 
 
 def groups_of(cases: Iterable[str], pattern: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from nnunet_ssl.evaluation.comparison import Prediction
 
 CONFIDENCE = 0.95
 FEWEST_PATIENTS = 6  # of an interval; with 5 the test cannot reach p < 0.05 either: all of one sign has p = 2 / 2^5
+FEWEST_TRAININGS = 3  # of an interval over them; of two, a bootstrap draws one twice in half of the resamples
 RESAMPLES = 10_000  # of a bootstrap
 DECIMALS = 12  # averages of equal numbers may differ in their last bits, which would break ties
 
@@ -79,8 +80,10 @@ def paired_difference(
 
 def bootstrap_interval(
     values: Mapping[Prediction, float], baseline: Mapping[Prediction, float], patients: Mapping[str, str]
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Return the 95 % interval of a mean difference over trainings that each drew labeled cases of their own.
+
+    None below 3 trainings or 6 patients: an interval of so few would be much too narrow.
 
     Percentiles of a bootstrap: trainings are drawn with replacement, and patients, the same ones for all trainings of a
     resample, because all predict the same cases. It covers what depends on the draws of labeled cases, which
@@ -92,15 +95,17 @@ def bootstrap_interval(
         patients: whose each case is.
 
     Raises:
-        ValueError: there are not the same cases in each training, or fewer than two trainings.
+        ValueError: there are not the same patients in each training.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for prediction, value in values.items():
         of_patient = found.setdefault(prediction.training, {}).setdefault(patients[prediction.case], [])
         of_patient.append(value - baseline[prediction])
     names = sorted(next(iter(found.values()), {}))
-    if len(found) < 2 or any(sorted(of_patients) != names for of_patients in found.values()):
-        raise ValueError("an interval over draws needs two or more trainings that all predict the same patients")
+    if any(sorted(of_patients) != names for of_patients in found.values()):
+        raise ValueError("an interval over draws needs trainings that all predict the same patients")
+    if len(found) < FEWEST_TRAININGS or len(names) < FEWEST_PATIENTS:
+        return None
     means = np.array([[np.mean(of_patients[name]) for name in names] for of_patients in found.values()])
     draws = np.random.default_rng(0)
     trainings = draws.integers(len(means), size=(RESAMPLES, len(means)))

@@ -7,7 +7,7 @@ import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.benchmarking.experiment import Experiment, length
-from nnunet_ssl.benchmarking.splits import facts_of_split
+from nnunet_ssl.benchmarking.splits import facts_of_split, pool_of_fold
 from tests.conftest import Case
 
 
@@ -86,6 +86,9 @@ def test_patients_are_drawn_where_the_data_set_knows_them(experiment, hippocampu
         assert {side: len(found) for side, found in patients.items()} == {"train": 2, "val": 2, "unlabeled": 3}
         assert len(set.union(*patients.values())) == 7
     assert experiment.name == "hippocampus_2d_2patients"
+    assert "unit" not in experiment.setting()
+    (hippocampus / "dataset.json").write_text(json.dumps(content | {"unit": "blocks"}))
+    assert experiment.setting()["unit"] == "blocks"
     assert experiment.setting()["patient_pattern"] == r"p\d"
 
 
@@ -112,3 +115,37 @@ def test_another_fold_of_the_own_split(experiment, hippocampus):
     for fold in (-1, 2):
         with pytest.raises(ValueError, match=f"there is no fold {fold}: .*splits_final.json has 2, the first is 0"):
             replace(own, fold=fold).split(1)
+
+
+def test_images_of_validation_patients_are_not_learned_from(experiment, hippocampus):
+    """Of patients of imagesUn one is labeled, one validated and one neither; the last one alone is not enough."""
+    content = Case().dataset_json() | {"patient_pattern": r"case.\d"}
+    (hippocampus / "dataset.json").write_text(json.dumps(content))
+    images = hippocampus.parent.parent / "raw" / hippocampus.name / "imagesUn"
+    for file in images.iterdir():
+        file.unlink()
+    split = experiment.split(1)
+    named = {"labeled": split["train"][0], "validated": split["val"][0]}
+    for case in named.values():
+        (images / f"{case}_later_0000.nii.gz").touch()
+    assert experiment.split(1) == split | {"unlabeled": [f"{named['labeled']}_later"]}
+    assert pool_of_fold(hippocampus, 0) == [f"{named['labeled']}_later"]
+    (images / f"{named['labeled']}_later_0000.nii.gz").unlink()
+    assert experiment.split(1) == split, "the training cases that are left"
+
+
+def test_neighbours_across_a_border_are_left_out_where_the_data_set_asks_for_it(experiment, hippocampus):
+    content = Case().dataset_json() | {"border_images": 1}
+    for file in (hippocampus / "gt_segmentations").iterdir():
+        file.unlink()
+    for number in range(100, 200):
+        (hippocampus / "gt_segmentations" / f"{number}.nii.gz").touch()
+    content["patient_pattern"] = r"^(\d\d)\d$"
+    (hippocampus / "dataset.json").write_text(json.dumps(content))
+    for labeled in (2, None):
+        split = replace(experiment, labeled=labeled or 2).split(1, with_all_labels=labeled is None)
+        training = {int(case) for side in ("train", "unlabeled") for case in split.get(side, []) if case.isdigit()}
+        validation = {int(case) for case in split["val"]}
+        assert training
+        assert validation
+        assert min(abs(one - other) for one in training for other in validation) > 2

@@ -97,6 +97,15 @@ def test_a_stale_result_is_made_again_only_when_asked_for(comparison, places, mo
     assert without_finished(planned, places.results, repeat_stale=True) == [planned[1]]
 
 
+def test_options_that_leave_the_same_name_are_told_apart(comparison, places):
+    """The file of `frame01$` is called as that of `frame01|`: the second would count as finished."""
+    own = replace(comparison, trainers=("nnUNetTrainerSPCL",), with_upper_bound=False)
+    for planned in plan_runs(replace(own, options={"phase_pattern": "frame01$"})):
+        finish(planned, places)
+    with pytest.raises(ValueError, match="was trained with other options: name this one with --experiment"):
+        without_finished(plan_runs(replace(own, options={"phase_pattern": "frame01|"})), places.results)
+
+
 @pytest.mark.parametrize(
     ("changes", "what"), [({"steps": 60}, "in another setting"), ({"labeled": 3}, "on another split")]
 )

@@ -133,6 +133,8 @@ def test_an_interrupted_training_goes_on_and_begins_again_with_other_code(
     monkeypatch.setattr(running, "code_of", lambda _: code | {"commit": "another", "dirty": False})
     prepare(planned, place)  # trainer and step are as they were
     assert (place / "checkpoint").exists()
+    gone_on_with = json.loads((place / "facts.json").read_text())["code"]
+    assert gone_on_with == code | {"commit": f"{code['commit']}, another"}
     monkeypatch.setattr(running, "code_of", lambda _: code | {"trainer": "another"})
     (place / "training.lock").touch()
     prepare(planned, place)
@@ -144,6 +146,26 @@ def test_an_interrupted_training_goes_on_and_begins_again_with_other_code(
     (place / "facts.json").write_text('{"half')
     prepare(planned, place)
     assert not (place / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"device": "cuda"}, "on another device"),
+        ({"options": {"ema_decay": "0.5"}}, "with other options"),
+        ({"setting": {}}, "in another setting"),
+    ],
+)
+def test_a_training_takes_no_others_place(comparison, places, changes, what, capsys):
+    """With other --results it is planned, but the folder of its checkpoints is that of the one before."""
+    planned = plan_runs(comparison)[1]
+    place = places.of(planned)
+    place.mkdir(parents=True)
+    prepare(planned, place)
+    (place / "checkpoint").touch()
+    run_all([replace(planned, facts=planned.facts | changes)], places, jobs=1)
+    assert f"was trained {what}: name this one with --experiment, or choose another --output" in capsys.readouterr().out
+    assert (place / "checkpoint").exists()
 
 
 def test_a_training_that_another_process_runs_is_left_to_it(comparison, places, started, capsys):

@@ -35,8 +35,15 @@ def test_a_table_by_hand(finished):
 
 
 def test_a_rival_is_compared_over_draws_and_cases(finished):
-    """The baseline is 4 points below: 3.5 and 4.5 in the two draws, 1.5 to 6.5 over the cases."""
-    table = replace(TABLE, columns=("trainer", "rival"), rival="nnUNetTrainerBCP__default")
+    """The baseline is 4 points below: 3.5, 4.5 and 4 in the three draws, 1.5 to 6.5 over the cases."""
+    cases = {f"case{number}": 0.5 + (number + 1.5) / 100 for number in range(6)}
+    for trainer, variant, dice in (
+        ("nnUNetTrainer", "default", dict.fromkeys(cases, 0.5)),
+        ("nnUNetTrainerBCP", "default", cases),
+        ("nnUNetTrainer", "all", dict.fromkeys(cases, 0.9)),
+    ):
+        write(finished, trainer, 3, dice, variant)
+    table = Table("mine", (1, 2, 3), columns=("trainer", "rival"), rival="nnUNetTrainerBCP__default")
     head, _, plain, rival, upper = lines(finished, table)
     assert "difference to `nnUNetTrainerBCP` (95 % interval over draws and cases)" in head
     assert rival == "| `nnUNetTrainerBCP` |  |"
@@ -45,15 +52,24 @@ def test_a_rival_is_compared_over_draws_and_cases(finished):
     assert -0.0600 < low < -0.0515
     assert -0.0285 < high < -0.0200
     assert "+0.3600 (+0.34" in upper
-    with pytest.raises(ValueError, match="needs two or more trainings"):
-        lines(finished, replace(table, seeds=(1,)))
+    assert lines(finished, replace(table, seeds=(1, 2)))[2] == "| `nnUNetTrainer` | -0.0400 |", "two are too few"
 
 
-def test_a_label_that_nobody_has_is_left_out(tmp_path):
-    result = write(
-        tmp_path, "nnUNetTrainer", 1, {"a": {"1": 0.2, "2": None}, "b": {"1": 0.4, "2": 0.8}, "c": {"1": None}}
-    )
-    assert dice_of_cases(result) == pytest.approx({"a": 0.2, "b": 0.6})
+def test_the_seeds_of_an_own_split_are_trainings_not_draws(tmp_path):
+    for trainer in ("nnUNetTrainer", "nnUNetTrainerBCP"):
+        write(tmp_path, trainer, 1, {"a": 0.5}, setting=SETTING | {"fold": "own split, fold 1"})
+    table = Table("mine", (1,), columns=("rival",), rival="nnUNetTrainerBCP__default")
+    assert "(95 % interval over trainings and cases)" in lines(tmp_path, table)[0]
+
+
+def test_a_label_that_nobody_has_counts_1(tmp_path):
+    """So a label that is predicted where there is none costs as much as elsewhere, and each case has a Dice."""
+    plain = {"a": {"1": 0.8, "2": None}, "b": {"1": None}}
+    result = write(tmp_path, "nnUNetTrainer", 1, plain)
+    assert dice_of_cases(result) == pytest.approx({"a": 0.9, "b": 1.0})
+    write(tmp_path, "nnUNetTrainerBCP", 1, {"a": {"1": 0.8, "2": 0.0}, "b": {"1": 0.0}})
+    table = Table("mine", (1,), columns=("seeds", "difference", "rival"), rival="nnUNetTrainerBCP__default")
+    assert lines(tmp_path, table)[2:] == ["| 0.9500 |  | +0.7500 |", "| 0.2000 | -0.7500 |  |"]
 
 
 def test_distances_are_means_of_what_is_defined(tmp_path):
@@ -68,11 +84,27 @@ def test_distances_are_means_of_what_is_defined(tmp_path):
 
 
 def test_the_interval_is_over_patients(tmp_path):
-    """Of two patients, one of whom has two cases: (0.1 + 0.3) / 2 = 0.2 and 0.4; no interval of so few."""
+    """Of two patients, one of whom has two cases: (0.1 + 0.3) / 2 = 0.2 and 0.4; no interval of so few.
+
+    The mean of a seed is over patients too, (0.7 + 0.9) / 2, so that it is the baseline's and the difference.
+    """
     setting = SETTING | {"patient_pattern": r"p\d"}
     write(tmp_path, "nnUNetTrainer", 1, dict.fromkeys(("p1_a", "p1_b", "p2_a"), 0.5), setting=setting)
     write(tmp_path, "nnUNetTrainerBCP", 1, {"p1_a": 0.6, "p1_b": 0.8, "p2_a": 0.9}, setting=setting)
-    assert "| 0.7667 | +0.3000 | 2.33 |" in lines(tmp_path, replace(TABLE, seeds=(1,)))[3]
+    assert "| 0.8000 | +0.3000 | 2.33 |" in lines(tmp_path, replace(TABLE, seeds=(1,)))[3]
+
+
+def test_groups_that_are_no_patients_have_no_interval(tmp_path):
+    """Of blocks of images several may be of one patient; what is not known to be independent is not counted as it."""
+    cases = [f"block{number}_{image}" for number in range(8) for image in range(1 + number)]
+    for unit, interval in (({}, r" \(\+0\.0\d+ to \+0\.0\d+\)"), ({"unit": "blocks"}, "")):
+        setting = SETTING | {"patient_pattern": r"block\d"} | unit
+        for trainer, gain in (("nnUNetTrainer", 0.0), ("nnUNetTrainerBCP", 0.01)):
+            dice = {case: 0.5 + gain * int(case[5]) for case in cases}
+            write(tmp_path, trainer, 1, dice, setting=setting)
+        row = lines(tmp_path, Table("mine", (1,), columns=("difference",)))[3]
+        mean = 0.035 if not unit else 0.01 * sum(int(case[5]) for case in cases) / len(cases)
+        assert re.fullmatch(rf"\| \+{mean:.4f}{interval} \|", row)
 
 
 def test_a_row_says_what_its_trainings_ran_on(tmp_path):
@@ -113,6 +145,20 @@ def test_folds_are_shown_as_one(tmp_path):
     for file in (tmp_path / "two").glob("*BCP*"):
         file.unlink()
     assert len(lines(tmp_path, table)) == 3  # a row needs all folds
+    assert "not shown: both/nnUNetTrainerBCP__default, seed 1 without two" in remarks({"both": table}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [({"setting": SETTING | {"steps": 40}}, "setting"), ({"device": "cuda"}, "device"), ({"versions": {}}, "versions")],
+)
+def test_folds_that_differ_in_more_than_the_fold_are_refused(tmp_path, changes, what):
+    for name, case, change in (("one", "a", {}), ("two", "b", changes)):
+        result = write(tmp_path, "nnUNetTrainer", 1, {case: 0.5}, **change)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "nnUNetTrainer__default__seed1.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match=f"nnUNetTrainer: folds that are shown as one differ in {what}"):
+        lines(tmp_path, Table("both", (1,), ("one", "two")))
 
 
 def test_folds_with_a_case_in_common_are_refused(tmp_path):

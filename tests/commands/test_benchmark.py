@@ -302,4 +302,4 @@ def test_results_in_another_setting_are_not_mixed(dataset, trained, capsys):
     assert benchmark(FEW) == 0
     assert benchmark(f"{FEW} --batch-size 1") == 2
     said = capsys.readouterr().err
-    assert "was trained in another setting: name this one with --experiment, or choose another folder" in said
+    assert "was trained in another setting: name this one with --experiment, or choose another --output" in said

@@ -84,3 +84,15 @@ def test_distances_of_a_format_without_spacing_are_in_voxels(dataset):
     (dataset[1] / "dataset.json").write_text(json.dumps(CONTENT | {"file_ending": ".png"}))
     (note,) = notes(*dataset)
     assert note == ".png files do not say how large a voxel is: distances are in voxels, and there is no volume"
+
+
+def test_groups_that_are_no_patients_are_said(dataset):
+    raw, preprocessed = dataset
+    for changes, expected in (
+        ({}, 0),
+        ({"unit": "patients", "patient_pattern": "."}, 0),
+        ({"unit": "blocks of ten consecutive images", "patient_pattern": "."}, 1),
+    ):
+        (preprocessed / "dataset.json").write_text(json.dumps(CONTENT | changes))
+        said = [note for note in notes(raw, preprocessed) if "what counts as a patient here is blocks of ten" in note]
+        assert len(said) == expected

@@ -212,15 +212,15 @@ def interval_of(differences: np.ndarray) -> tuple[float, float]:
 
 
 def test_interval_over_draws_covers_what_the_draws_differ_in():
-    """Of two draws that differ in everything, a quarter of the resamples holds the one alone, a quarter the other."""
-    assert interval_of(np.array([[0.0] * 20, [1.0] * 20])) == (pytest.approx(0.0), pytest.approx(1.0))
+    """Of three draws that differ in everything, one resample in 27 holds the one alone, and one the other."""
+    assert interval_of(np.array([[0.0] * 20, [0.5] * 20, [1.0] * 20])) == (pytest.approx(0.0), pytest.approx(1.0))
     assert interval_of(np.full((3, 20), 0.25)) == (pytest.approx(0.25), pytest.approx(0.25))
 
 
 def test_interval_over_draws_takes_the_same_cases_for_all_draws():
     """Where the draws agree, more of them tell nothing more about the cases."""
     cases = np.random.default_rng(1).normal(size=400)
-    for draws in (2, 20):
+    for draws in (3, 20):
         low, high = interval_of(np.tile(cases, (draws, 1)))
         half = 1.96 * cases.std() / math.sqrt(400)
         assert (low, high) == (
@@ -232,6 +232,10 @@ def test_interval_over_draws_takes_the_same_cases_for_all_draws():
 def test_interval_over_draws_needs_the_same_patients_in_each():
     patients = {"a": "a", "b": "b"}
     found = {Prediction("1", "a"): 0.5, Prediction("2", "b"): 0.5}
-    for values in (found, {Prediction("1", "a"): 0.5}):
-        with pytest.raises(ValueError, match="needs two or more trainings that all predict the same patients"):
-            bootstrap_interval(values, dict.fromkeys(values, 0.0), patients)
+    with pytest.raises(ValueError, match="needs trainings that all predict the same patients"):
+        bootstrap_interval(found, dict.fromkeys(found, 0.0), patients)
+
+
+@pytest.mark.parametrize("shape", [(2, 20), (3, 5)])
+def test_there_is_no_interval_over_few_draws_or_patients(shape):
+    assert interval_of(np.random.default_rng(1).normal(size=shape)) is None
