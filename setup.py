@@ -96,6 +96,7 @@ setup(
         "batchgeneratorsv2>=0.3.0",
         "blosc2>=3.3.2",
         "connected-components-3d>=4,<5",
+        "dynamic_network_architectures>=0.4.4,<0.5",
         "filelock>=4.3.1,<5",
         "h5py>=3.10",
         "jinja2>=3.1",

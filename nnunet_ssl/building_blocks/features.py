@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet, ResidualUNet
+from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
+from dynamic_network_architectures.building_blocks.unet_residual_decoder import UNetResDecoder
 from torch import Tensor, nn
+
+# Those which call the encoder and then the decoder, and those which do what `decode` does.
+FORWARDS_OF_NETWORKS = (PlainConvUNet.forward, ResidualEncoderUNet.forward, ResidualUNet.forward)
+FORWARDS_OF_DECODERS = (UNetDecoder.forward, UNetResDecoder.forward)
 
 
 class Pass(NamedTuple):
@@ -31,8 +38,7 @@ class Pass(NamedTuple):
 class NetworkWithoutFeatures(nn.Module, ABC):
     """A network that is no U-Net as nnU-Net builds them: it can be trained and validated beside one.
 
-    Of its passes there are the logits at full resolution alone, which are their features too. It is called as nnU-Net
-    calls a U-Net, whose decoder has the switch for deep supervision.
+    It is called as nnU-Net calls a U-Net, whose decoder has the switch for deep supervision.
     """
 
     def __init__(self) -> None:
@@ -52,6 +58,18 @@ class NetworkWithoutFeatures(nn.Module, ABC):
         """Return logits, with deep supervision as a list of one."""
         logits = self.logits(image)
         return [logits] if self.deep_supervision else logits
+
+
+def has_features(network: nn.Module) -> bool:
+    """Return whether a pass of a bare network is its encoder and its decoder, and nothing else.
+
+    It is in nnU-Net's U-Nets. What an architecture of one's own does in its `forward`, or in its decoder's, is in no
+    other part of it: without it that would neither be trained nor be in what a teacher says.
+    """
+    decoder = getattr(network, "decoder", None)
+    return type(network).forward in FORWARDS_OF_NETWORKS and getattr(type(decoder), "forward", None) in (
+        FORWARDS_OF_DECODERS
+    )
 
 
 def encode(network: nn.Module, image: Tensor) -> list[Tensor]:
@@ -83,10 +101,19 @@ def forward_pass(network: nn.Module, image: Tensor) -> Pass:
     """Return a whole pass of a network; its outputs are those of the network's own forward.
 
     Args:
-        network: a bare U-Net as nnU-Net builds it, or one without features.
+        network: a bare U-Net as nnU-Net builds it.
         image: (B, C, *spatial).
     """
-    if isinstance(network, NetworkWithoutFeatures):
-        logits = network.logits(image)
-        return Pass([logits], [], logits)
     return decode(network.decoder, encode(network, image))
+
+
+def pass_without_features(network: nn.Module, image: Tensor) -> Pass:
+    """Return a whole pass of a network whose parts are not known: its logits are its features too.
+
+    Args:
+        network: that returns logits at full resolution, or with deep supervision a list of them, full resolution first.
+        image: (B, C, *spatial).
+    """
+    outputs = network(image)
+    outputs = [outputs] if isinstance(outputs, Tensor) else [*outputs]
+    return Pass(outputs, [], outputs[0])

@@ -79,6 +79,13 @@ class LabeledLoader(NotesPlaces):
         vars(self).update(vars(loader), boxes=[])
 
 
+def labeled_loader(loader: nnUNetDataLoader) -> LabeledLoader:
+    """Return nnU-Net's loader, or that of a trainer which has a loader class of its own, as one that notes places."""
+    its_own = type(loader)
+    kind = LabeledLoader if its_own is nnUNetDataLoader else type(its_own.__name__, (LabeledLoader, its_own), {})
+    return kind(loader)
+
+
 class UnlabeledLoader(NotesPlaces):
     """nnU-Net's loader over images without labels, in several views.
 

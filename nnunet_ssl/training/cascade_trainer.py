@@ -6,6 +6,7 @@ cases are made here by the first stage of the same trainer and fold.
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
 from nnunet_ssl.data.labeled_cases import labeled_files
+from nnunet_ssl.data.pool_index import read_stamps
 from nnunet_ssl.data.pool_predictions import PoolPredictions, begin_round, open_round
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset, image_file, open_image
 from nnunet_ssl.data.previous_stage import PreviousStage
@@ -55,11 +57,14 @@ class CascadeTrainer(PoolTrainer):
 
     def _unlabeled_images(self, pool: UnlabeledPool) -> UnlabeledDataset:
         """Return the images of a pool; of a cascade's second stage with the segmentations of the first."""
-        self._pool, images = pool, super()._unlabeled_images(pool)
-        if self.is_cascaded:
-            stage, is_first = self._previous_stage(), self.local_rank == 0
+        self._pool, stage = pool, self._previous_stage() if self.is_cascaded else None
+        if stage is not None:
             stage.refuse_untrained(self.fold)
-            of_first_stage, folder = self._images_for(stage.configuration, pool), stage.run_folder(self.fold)
+            pool = self._usable_for(stage.configuration, pool)
+        images = super()._unlabeled_images(pool)
+        if stage is not None:
+            is_first, folder = self.local_rank == 0, stage.run_folder(self.fold)
+            of_first_stage = self._images_for(stage.configuration, pool)
             with run_lock.locked(folder, self.print_to_log_file) if is_first else nullcontext():
                 images.previous_stage = self._segment(stage, of_first_stage, self.configuration_name, images)
         return images
@@ -76,7 +81,8 @@ class CascadeTrainer(PoolTrainer):
                 continue
             stage = self._stage(self.configuration_name, Path(self.output_folder_base, "predicted_next_stage", name))
             with self._alone_and_interruptible():
-                self._segment(stage, self._unlabeled_images(pool), name, self._images_for(name, pool))
+                usable = self._usable_for(name, pool)
+                self._segment(stage, super()._unlabeled_images(usable), name, self._images_for(name, usable))
 
     def _segment(
         self, stage: PreviousStage, images: UnlabeledDataset, next_stage: str, next_images: UnlabeledDataset
@@ -125,15 +131,35 @@ class CascadeTrainer(PoolTrainer):
         predictor = predictor_of(self, network, configuration, axes)
         return predictor, {"epoch": checkpoint.get("current_epoch", 0), "model": model_digest(network, predictor)}
 
-    def _images_for(self, configuration: str, pool: UnlabeledPool) -> UnlabeledDataset:
-        """Return the images of a pool as they are for any configuration; what is not preprocessed yet is made.
+    def _usable_for(self, configuration: str, pool: UnlabeledPool) -> UnlabeledPool:
+        """Return a pool without what cannot be preprocessed for a configuration; what is not there yet is made.
 
         Raises:
-            ValueError: a case is not preprocessed for it, and cannot be.
+            ValueError: nothing can.
         """
-        preprocessing, plans = self._preprocessing_for(configuration), self.plans_manager
+        preprocessing, own = self._preprocessing_for(configuration), self._preprocessing.preprocessed
         if outdated := self._outdated_for(configuration, pool):
             self._preprocess(preprocessing, outdated)
+        stamps = read_stamps(preprocessing.preprocessed)
+        from_images = [case for case, folder in pool.folders.items() if folder == own and case in stamps]
+        problems = {case: problem for case in from_images if (problem := stamps[case].problem)}
+        for case, problem in problems.items():
+            self.print_to_log_file(
+                f"WARNING: unlabeled case {case} is left out of the cascade: {configuration}: {problem}. After fixing "
+                f"it: {preprocessing.command}"
+            )
+        folders = {case: folder for case, folder in pool.folders.items() if case not in problems}
+        if not folders:
+            raise ValueError(f"none of the {len(problems)} unlabeled cases can be used for {configuration}: see above")
+        return replace(pool, folders=folders, left_out=pool.left_out | problems)
+
+    def _images_for(self, configuration: str, pool: UnlabeledPool) -> UnlabeledDataset:
+        """Return the images of a pool as they are for any configuration, for which they are preprocessed.
+
+        Raises:
+            ValueError: a case is not.
+        """
+        preprocessing, plans = self._preprocessing_for(configuration), self.plans_manager
         folder = Path(self.preprocessed_dataset_folder_base, plans.get_configuration(configuration).data_identifier)
         labeled = labeled_files(folder, plans.dataset_name, plans.plans_name, configuration)
         unlabeled, own = preprocessing.files, self._preprocessing.preprocessed

@@ -1,6 +1,6 @@
 """The checkpoints whose weights a run starts from, and what these have seen."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from nnunet_ssl.data.trained_cases import (
 )
 from nnunet_ssl.training.checkpoints import load_facts
 
+PRETRAINED, SHORTEST = "-pretrained_weights", "-pr"  # of nnUNetv2_train, which has another argument that begins with -p
+
 
 @dataclass(frozen=True)
 class FirstWeights:
-    """The checkpoints that a run's options name to start from: `init_checkpoint`, or of other networks than its own.
+    """The checkpoints that a run starts from: by its options, `init_checkpoint` for example, or `-pretrained_weights`.
 
     Attributes:
         cases: that each was trained on, by option and file; None where nothing tells them.
@@ -26,17 +28,19 @@ class FirstWeights:
     cases: Mapping[str, TrainedCases | None]
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], splits_file: Path) -> "FirstWeights":
+    def of(cls, options: Mapping[str, Any], command: Sequence[str], splits_file: Path) -> "FirstWeights":
         """Return those of a run; of each checkpoint only what it says of its run is read.
 
         Args:
             options: of the run, with their values.
+            command: the words that started it, as nnU-Net tells a trainer nothing of its own `-pretrained_weights`.
             splits_file: of its data set.
 
         Raises:
             ValueError: a file is not there, or no checkpoint.
         """
         named = {name: file for name, file in options.items() if name.startswith(FIRST_WEIGHTS) and file is not None}
+        named |= dict(given_in(command))
         return cls({f"{name}: {file}": cases_of_weights(load_facts(file), splits_file) for name, file in named.items()})
 
     @property
@@ -49,6 +53,14 @@ class FirstWeights:
         for source, cases in self.cases.items():
             if warning := refuse_learned_validation(cases, now, source):
                 yield warning
+
+
+def given_in(command: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give nnU-Net's argument with the file that a command gives it, if it does; argparse takes its beginnings too."""
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        name, equals, file = word.partition("=")
+        if len(name) >= len(SHORTEST) and PRETRAINED.startswith(name):
+            yield PRETRAINED, file if equals else following
 
 
 def cases_before(split_digests: Mapping) -> set[str]:

@@ -78,8 +78,9 @@ class MirroringTrainer(nnUNetTrainer):
         """
         axes_of_run = self.inference_allowed_mirroring_axes
         rotation, dummy_2d, initial_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        kept = self._axes_to_mirror(axes, axes_of_run)
-        if max(rotation) > np.pi / 2 and not {*axes[-2:]} <= {*kept}:
+        axes = tuple(axes or ())  # variants of nnU-Net's trainer have none, or some
+        kept, dim = self._axes_to_mirror(axes, axes_of_run), len(self.configuration_manager.patch_size)
+        if max(rotation) > np.pi / 2 and {dim - 2, dim - 1} & ({*axes} - {*kept}):
             rotation = (-LARGEST_ROTATION, LARGEST_ROTATION)
         self.inference_allowed_mirroring_axes = kept or None
         self._say_difference_of_folds(kept)
@@ -96,7 +97,7 @@ class MirroringTrainer(nnUNetTrainer):
             self.print_to_log_file(f"WARNING: {differ}. {how_to_predict(axes)}")
 
     def _axes_to_mirror(self, axes: Sequence[int], axes_of_run: Sequence[int] | None) -> tuple[int, ...]:
-        if self.mirroring == ALL:
+        if self.mirroring == ALL or not axes:
             return tuple(axes)
         if self.was_resumed:
             return tuple(axes_of_run or ())

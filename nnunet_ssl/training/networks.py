@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
-from nnunet_ssl.building_blocks.features import NetworkWithoutFeatures, Pass, decode, encode, forward_pass
+from nnunet_ssl.building_blocks.features import Pass, decode, encode, forward_pass, has_features, pass_without_features
 from nnunet_ssl.building_blocks.teacher import make_teacher, update_teacher
 from nnunet_ssl.building_blocks.weight_norms import restore_weight_norms
 from nnunet_ssl.training import distributed
@@ -60,6 +60,7 @@ class Networks:
         self._compiles = compiles
         self._averages: dict[str, str] = {}
         self._forward_pass = torch.compile(forward_pass) if compiles else forward_pass
+        self._pass_without_features = torch.compile(pass_without_features) if compiles else pass_without_features
         self._encode = torch.compile(encode) if compiles else encode
         self._decode = torch.compile(decode) if compiles else decode
 
@@ -69,12 +70,10 @@ class Networks:
         """Add a trained network; the first one is nnU-Net's own, and what predicts unless a method says otherwise.
 
         Raises:
-            ValueError: it is not built as nnU-Net's U-Nets are, so that there are no features of encoder and decoder,
-                and does not say that it has none.
+            ValueError: it has no decoder with a switch for deep supervision, as nnU-Net's U-Nets have.
         """
         module = bare(network)
-        is_unet = hasattr(module, "encoder") and hasattr(getattr(module, "decoder", None), "transpconvs")
-        if not (is_unet or isinstance(module, NetworkWithoutFeatures)):
+        if not hasattr(getattr(module, "decoder", None), "deep_supervision"):
             raise ValueError(f"network {name} is a {type(module).__name__}, which is no U-Net as nnU-Net builds them")
         self.networks[name] = network
         self.trained[name] = Trained((bare(network),), optimizer, schedule)
@@ -172,11 +171,21 @@ class Networks:
 
     def forward_pass(self, image: Tensor, name: str | None = None) -> Pass:
         """Return a pass of a network or teacher; None is the first network."""
-        return self._forward_pass(self[name], image)
+        network = self[name]
+        return (self._forward_pass if has_features(network) else self._pass_without_features)(network, image)
 
     def encode(self, image: Tensor, name: str | None = None) -> list[Tensor]:
-        """Return the features of a network's encoder."""
-        return self._encode(self[name], image)
+        """Return the features of a network's encoder.
+
+        Raises:
+            ValueError: the network is an architecture of its own, whose pass has more than encoder and decoder.
+        """
+        if not has_features(network := self[name]):
+            raise ValueError(
+                f"{type(network).__name__} has a forward of its own, and this method needs encoder and decoder as they "
+                "are in nnU-Net's U-Nets: take a method without, nnUNetTrainerSSL for example"
+            )
+        return self._encode(network, image)
 
     def decode(self, skips: list[Tensor], name: str | None = None, decoder: nn.Module | None = None) -> Pass:
         """Return what a network's decoder, or another one, makes of features."""
@@ -194,8 +203,21 @@ class Networks:
         """Give all processes the weights of the first one."""
         distributed.broadcast([*map(bare, self.networks.values()), *self.parts.values()])
 
-    def start_epoch(self, epoch: int) -> None:
-        """Put all that is trained into training mode, at the epoch's learning rate."""
+    def start_epoch(self, epoch: int, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
+        """Put all that is trained into training mode, at the epoch's learning rate.
+
+        Args:
+            epoch: that begins.
+            optimizer: nnU-Net's.
+            schedule: nnU-Net's, which variants of its trainer exchange during a run.
+
+        Raises:
+            ValueError: the optimiser is not that which the first network began with.
+        """
+        first = self._name(None)
+        if self.trained[first].optimizer is not optimizer:
+            raise ValueError("the trainer has exchanged its optimizer after initialize: give it another lr_scheduler")
+        self.trained[first] = replace(self.trained[first], lr_scheduler=schedule)
         for one in self.trained.values():
             for module in one.modules:
                 module.train()

@@ -69,6 +69,21 @@ def host_defaults(host: type) -> dict[str, object]:
     }
 
 
+def settings_of(trainer: object, host: type) -> dict[str, Option | None]:
+    """Return what a trainer that is not initialised is set to without options, by name.
+
+    nnU-Net's own settings are those of the class, otherwise those that a constructor has assigned; the others those of
+    a constructor, which variants of nnU-Net's trainer often have, otherwise those of the class.
+    """
+    cls, assigned = type(trainer), vars(trainer)
+    settings = {}
+    for name in allowed_options(cls, host):
+        of_class = {name: getattr(cls, name)} if hasattr(cls, name) else {}
+        both = assigned | of_class if name in HOST_SETTINGS else of_class | assigned
+        settings |= {name: both[name]} if name in both else {}
+    return settings
+
+
 def parse_options(text: str, allowed: Mapping[str, type]) -> dict[str, Option]:
     """Read "name=value name=value".
 

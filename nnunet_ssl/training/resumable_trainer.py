@@ -28,7 +28,7 @@ from nnunet_ssl.training.last_epoch import LastEpoch
 from nnunet_ssl.training.networks import Networks, bare
 from nnunet_ssl.training.nonfinite import refuse_nonfinite
 from nnunet_ssl.training.observer import Observer
-from nnunet_ssl.training.options import ENVIRONMENT_VARIABLE, allowed_options, check_ranges, of_run
+from nnunet_ssl.training.options import ENVIRONMENT_VARIABLE, check_ranges, of_run, settings_of
 from nnunet_ssl.training.run_start import RunStart, delete_replaced, refuse_to_replace
 from nnunet_ssl.training.two_stream_trainer import TwoStreamTrainer
 
@@ -57,15 +57,12 @@ class ResumableTrainer(TwoStreamTrainer):
     _lock: SoftFileLease | None = None  # of the folder; the first process has it while it trains or validates
 
     def _apply_settings(self) -> None:
-        """Set what nnU-Net's constructor has set to its own defaults, then the options."""
-        allowed = allowed_options(type(self), nnUNetTrainer)
-        for name in allowed:
-            if hasattr(type(self), name):
-                setattr(self, name, getattr(type(self), name))
-        for name, value in self.options.items():
+        """Set what the class says, also of what nnU-Net's constructor has set to its own defaults, then the options."""
+        settings = settings_of(self, nnUNetTrainer) | self.options
+        for name, value in settings.items():
             setattr(self, name, value)
         self.options = of_run(self.options)
-        check_ranges({name: getattr(self, name) for name in allowed})
+        check_ranges(settings)
         self.last_epoch = LastEpoch(self.output_folder, self.checkpoint_minutes)
 
     def _begin(self) -> None:
@@ -110,6 +107,11 @@ class ResumableTrainer(TwoStreamTrainer):
 
     def _write_start(self) -> None:
         """Write what the run is started with; refuse one that would write over another."""
+        if self.current_epoch and not self.was_resumed:
+            raise ValueError(
+                f"{type(self).__name__} replaces load_checkpoint without calling that of its other bases: what "
+                "nnunet_ssl keeps would begin anew in the middle of the run; let its load_checkpoint call super()"
+            )
         start = RunStart.read(self.output_folder) if self.logger.resume and not self.was_resumed else None
         self.replace = self.replace or (start is not None and start.replaces)
         if not (self.was_resumed or self.replace):
@@ -136,7 +138,7 @@ class ResumableTrainer(TwoStreamTrainer):
         if self.disable_checkpointing:
             return "nothing is saved, because checkpointing is disabled"
         try:
-            run_lock.refuse_if_lost(self._lock)
+            run_lock.refuse_if_lost(self._lock, self.print_to_log_file)
             self.last_epoch.write()
         except (OSError, RuntimeError) as error:
             said = words_of(error) if is_fault_of_disk(error) else error
@@ -201,7 +203,7 @@ class ResumableTrainer(TwoStreamTrainer):
         """End an epoch as nnU-Net does, and keep its state where nnU-Net has not written it."""
         super().on_epoch_end()
         if self.local_rank == 0 and not self.disable_checkpointing and self.last_epoch.epoch < self.current_epoch:
-            run_lock.refuse_if_lost(self._lock)
+            run_lock.refuse_if_lost(self._lock, self.print_to_log_file)
             self.last_epoch.keep(self._checkpoint(self.current_epoch))
 
     def on_train_end(self) -> None:
@@ -219,7 +221,7 @@ class ResumableTrainer(TwoStreamTrainer):
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        run_lock.refuse_if_lost(self._lock)
+        run_lock.refuse_if_lost(self._lock, self.print_to_log_file)
         save_atomically(self._checkpoint(self.current_epoch + 1), filename)
         self.last_epoch.note_written(self.current_epoch + 1)
 
@@ -267,7 +269,7 @@ class ResumableTrainer(TwoStreamTrainer):
         self.was_resumed = True
         if not self.was_initialized:
             given = run_state.given_options(type(self)) if self.logger.resume else None
-            self.options = run_state.options_to_go_on_with(type(self), ours["options"], given)
+            self.options = run_state.options_to_go_on_with(self, ours["options"], given)
             self.initialize()
         self._split_digests = {name: ours[name] for name in run_state.SPLIT_DIGESTS if name in ours}
         self.optimizer_steps = ours["optimizer_steps"]

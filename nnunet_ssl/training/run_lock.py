@@ -54,13 +54,34 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def refuse_if_lost(lock: SoftFileLease | None) -> None:
-    """Raise a RuntimeError if another training has the folder meanwhile, as after a long sleep of this machine."""
-    if lock is not None and lock.compromise is not None:
+def refuse_if_lost(lock: SoftFileLease | None, report: Callable[[str], None]) -> None:
+    """Raise a RuntimeError if another training has the folder meanwhile, as after a long sleep of this machine.
+
+    A lock that a fault of the disk kept from being renewed, and that nobody has taken, is renewed.
+    """
+    if lock is None or lock.compromise is None:
+        return
+    if _taken_again(lock):
+        report(f"WARNING: for a while {lock.lock_file} could not be renewed; it is again, and no other training had it")
+    else:
         raise RuntimeError(
             f"{lock.lock_file} was not renewed for so long that it may be another training's: nothing more is written "
             "into its folder; look whether one runs there, and go on with --c if not"
         )
+
+
+def _taken_again(lock: SoftFileLease) -> bool:
+    """Acquire a lock anew that could not be renewed, and return whether this process was the last one to hold it."""
+    holder = read_json(Path(lock.lock_file).with_name(HOLDER)) or {}
+    mine = {**_machine(), "process": os.getpid()}
+    if lock.compromise.reason != "refresh-failed" or not mine.items() <= holder.items():
+        return False
+    try:
+        lock.release()
+        lock.acquire(timeout=0)
+    except (OSError, Timeout):
+        return False
+    return True
 
 
 def _wait_for_other_machine(lock: SoftFileLease, holder: Path, report: Callable[[str], None]) -> None:

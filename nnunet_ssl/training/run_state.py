@@ -13,9 +13,9 @@ from nnunet_ssl.training.options import (
     ENVIRONMENT_VARIABLE,
     Option,
     allowed_options,
-    host_defaults,
     merge_options,
     parse_options,
+    settings_of,
 )
 from nnunet_ssl.training.run_start import RunStart
 
@@ -41,24 +41,24 @@ def given_options(trainer: type) -> dict[str, Option] | None:
     return parse_options(text, allowed_options(trainer, nnUNetTrainer)) if text else None
 
 
-def options_at_start(trainer: type, folder: str | None, goes_on: bool) -> dict[str, Option]:
+def options_at_start(trainer: nnUNetTrainer, folder: str | None, goes_on: bool) -> dict[str, Option]:
     """Return the options of a run that starts: those given, or where it begins again those that it began with.
 
     Args:
-        trainer: its class.
+        trainer: not initialised.
         folder: of the run.
         goes_on: whether it is to go on, and has no checkpoint.
     """
-    given = given_options(trainer)
+    given = given_options(type(trainer))
     start = RunStart.read(folder) if goes_on else None
     return (given or {}) if start is None else options_to_go_on_with(trainer, start.options, given)
 
 
-def options_to_go_on_with(trainer: type, stored: Mapping[str, Option], given: Mapping[str, Option] | None) -> dict:
+def options_to_go_on_with(
+    trainer: nnUNetTrainer, stored: Mapping[str, Option], given: Mapping[str, Option] | None
+) -> dict[str, Option]:
     """Return the options of a run that goes on: the stored ones; see `merge_options` for other ones."""
-    defaults = host_defaults(nnUNetTrainer)
-    names = allowed_options(trainer, nnUNetTrainer)
-    return merge_options(stored, given, {name: getattr(trainer, name, defaults.get(name)) for name in names})
+    return merge_options(stored, given, settings_of(trainer, nnUNetTrainer))
 
 
 def pack(networks: Networks, state: Mapping[str, Stateful], rest: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
         """Build networks, optimisers and loss with the settings of class, variant and options, in this order."""
         author_checks.refuse_configuration(type(self), self.configuration_name, self.configuration_manager.patch_size)
         if not hasattr(self, "options"):
-            self.options = run_state.options_at_start(type(self), self.output_folder, self.logger.resume)
+            self.options = run_state.options_at_start(self, self.output_folder, self.logger.resume)
         self._apply_settings()
         fractions = (self.pretrain_fraction, self.warmup_fraction) if self.init_checkpoint is None else ()
         self.stages = Stages(*fractions)
@@ -174,7 +174,7 @@ class SemiSupervisedTrainer(Method, CascadeTrainer):
         super().on_train_epoch_start()
         if self.stages.is_first_after_pretraining(self.current_epoch, self.num_epochs):
             self.networks.begin_anew()
-        self.networks.start_epoch(self.current_epoch)
+        self.networks.start_epoch(self.current_epoch, self.optimizer, self.lr_scheduler)
         self.step_of_epoch = 0
         self.skipped_steps.start_epoch()
         dice = self.logger.get_value("mean_fg_dice", step=None)

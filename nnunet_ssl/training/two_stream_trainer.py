@@ -1,6 +1,7 @@
 """nnU-Net's trainer with a second, unlabeled stream of batches."""
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,11 @@ from nnunet_ssl.data.checksums import CheckedDataset, PreprocessedFiles
 from nnunet_ssl.data.labeled_cases import labeled_files, refuse_missing, refuse_unfinished
 from nnunet_ssl.data.loader_processes import WORKER_SECONDS
 from nnunet_ssl.data.loaders import (
-    LabeledLoader,
     TwoStreamLoader,
     UnlabeledLoader,
     close_loader,
     divide_workers,
+    labeled_loader,
     start_loader,
 )
 from nnunet_ssl.data.meta_labels import refuse_pattern_of_one_phase
@@ -211,7 +212,7 @@ class TwoStreamTrainer(MirroringTrainer):
                 del os.environ["nnUNet_n_proc_DA"]
             else:
                 os.environ["nnUNet_n_proc_DA"] = workers
-        return LabeledLoader(labeled.data_loader), validation.data_loader
+        return labeled_loader(labeled.data_loader), validation.data_loader
 
     def _start_loader(self, loader: Any, stream: str, num_workers: int) -> Any:  # noqa: ANN401 - nnU-Net's loaders
         seed = np.random.SeedSequence().entropy if self.seed is None else self.seed
@@ -248,7 +249,7 @@ class TwoStreamTrainer(MirroringTrainer):
             lambda outdated: self._preprocess(preprocessing, outdated),
         )
         options = {name: getattr(self, name) for name in allowed_options(type(self), nnUNetTrainer)}
-        first_weights = FirstWeights.of({} if self.was_resumed else options, splits_file)
+        first_weights = FirstWeights.of({} if self.was_resumed else options, sys.argv, splits_file)
         before = cases_before(self._split_digests) if self.was_resumed else first_weights.learned
         cases = TrainedCases.of(train, validation, [*pool.folders, *pool.left_out], before)
         split = cases.digest

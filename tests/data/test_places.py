@@ -11,6 +11,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.data.loaders import (
@@ -220,5 +221,28 @@ def test_trainers_draw_as_nnunet_unless_they_have_bins(tiny_dataset, monkeypatch
     trainer = make_trainer(tiny_dataset(dim=2), trainer_class)
     trainer.on_train_start()
     labeled, unlabeled = trainer.streams
-    assert isinstance(labeled, LabeledLoader)
+    assert type(labeled) is LabeledLoader
     assert (unlabeled.draws and unlabeled.draws.bins) == bins
+
+
+def test_a_loader_class_of_its_own_is_kept(tiny_dataset):
+    """A variant of nnU-Net's trainer may draw other cases; its patches have places too."""
+
+    class OneCase(nnUNetDataLoader):
+        def get_indices(self):
+            return ["labeled0"] * self.batch_size
+
+    class Variant(nnUNetTrainer):
+        def get_dataloaders(self):
+            training, validation = super().get_dataloaders()
+            training.data_loader.__class__ = OneCase
+            return training, validation
+
+    class Both(find_trainer("nnUNetTrainerMeanTeacher"), Variant):
+        pass
+
+    trainer = make_trainer(tiny_dataset(dim=2), Both)
+    trainer.on_train_start()
+    for _ in range(5):
+        labeled, _ = batches_on_device(next(trainer.dataloader_train), trainer.device)
+        assert {*labeled.keys} == {place.case for place in labeled.places} == {"labeled0"}

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from nnunet_ssl.data.pool_predictions import PoolPredictions
 from nnunet_ssl.data.preprocessed_images import open_array, open_image
+from nnunet_ssl.data.stamps import stamp_file
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.evaluation.pool_prediction import PoolPredictor
 from nnunet_ssl.training import distributed
@@ -264,6 +265,35 @@ def test_what_is_not_preprocessed_for_the_first_stage_is_made_by_one_process(dat
     trainer.is_ddp = False
     images = trainer._unlabeled_images(pool)
     assert images.previous_stage.labels("scan").shape == open_image(images.folders["scan"], "scan").shape[1:]
+
+
+@pytest.mark.parametrize("is_second", [True, False])
+def test_a_scan_that_the_other_stage_cannot_take_is_left_out_with_a_reason(dataset, is_second):
+    """Of the second stage's pool, and of what the first one segments for it."""
+    configuration, other = (SECOND_STAGE, FIRST_STAGE) if is_second else (FIRST_STAGE, SECOND_STAGE)
+    dataset.images_un.mkdir(parents=True)
+    noise = np.random.default_rng(3).normal(size=(2, 20, 22, 24)).astype(np.float32)
+    for name, image in zip(("scan", "thin"), noise, strict=True):
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(image), str(dataset.images_un / f"{name}_0000.nii.gz"))
+    trainer = make_trainer(dataset, MEAN_TEACHER, configuration=configuration)
+    trainer.initialize()
+    pool = trainer._collect_pool()
+    assert pool.folders.keys() == {"scan", "thin"}
+    preprocessing = trainer._preprocessing_for(other)
+    preprocessing.run(1)
+    file = stamp_file(preprocessing.preprocessed, "thin")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"problem": "it is too thin", "content": None}))
+    usable = trainer._usable_for(other, pool)
+    assert usable.folders.keys() == {"scan"}
+    assert usable.left_out == {"thin": "it is too thin"}
+    said = Path(trainer.log_file).read_text()
+    assert f"unlabeled case thin is left out of the cascade: {other}: it is too thin. After fixing it: " in said
+    if is_second:
+        assert trainer._unlabeled_images(pool).folders.keys() == {"scan"}
+    else:
+        trainer.run_training()
+        trainer.perform_actual_validation()
+        assert f"segmented by {FIRST_STAGE} for {SECOND_STAGE}: 1 of 1" in Path(trainer.log_file).read_text()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

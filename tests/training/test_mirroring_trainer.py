@@ -8,6 +8,7 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_ssl.discovery.variants import find_trainer
 from nnunet_ssl.training.mirrored_folds import how_to_predict
@@ -45,6 +46,24 @@ def test_without_it_patches_are_turned_as_in_nnunet(tiny_dataset):
         (spatial,) = [one for one in transforms if isinstance(one, SpatialTransform)]
         assert np.rad2deg(spatial.rotation) == pytest.approx([-180, 180])
     assert trainer.mirror_axes == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["NoMirroring", "NoDA", "_onlyMirror01"])
+@pytest.mark.parametrize("mirroring", ["all", "none", "auto"])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_nnunets_variants_keep_what_they_do_with_axes(tiny_dataset, name, mirroring, is_first):
+    variant = recursive_find_trainer_class_by_name(f"nnUNetTrainer{name}")
+
+    class Both(*((variant, MEAN_TEACHER) if is_first else (MEAN_TEACHER, variant))):
+        pass
+
+    trainer = started(tiny_dataset(dim=3), Both, mirroring=mirroring)
+    allowed = (0, 1) if name == "_onlyMirror01" and (is_first or mirroring != "none") else ()
+    assert trainer.mirror_axes == allowed
+    labeled, unlabeled = transforms_of(trainer)
+    for transforms in (labeled, unlabeled):
+        mirrors = [one for one in transforms if isinstance(one, MirrorTransform)]
+        assert [tuple(one.allowed_axes) for one in mirrors] == [allowed] * bool(allowed)
 
 
 def test_a_model_is_not_mirrored_when_it_predicts(tiny_dataset):

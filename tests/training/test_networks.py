@@ -1,7 +1,11 @@
 """Networks, parts and teachers of a run, on a base that trains them."""
 
+import pydoc
+
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainer_warmup import nnUNetTrainer_warmup
 from torch import nn
 
 from nnunet_ssl.building_blocks.features import NetworkWithoutFeatures
@@ -348,3 +352,66 @@ def test_numbers_recorded_after_the_step_are_kept_and_graphs_are_not(tiny_datase
     trainer.train_step(next(trainer.dataloader_train))
     assert trainer.observer.epoch_records["afterwards"] == [1.0]
     assert not trainer.observer.step_records["with_graph"].requires_grad
+
+
+class GatedUNet(PlainConvUNet):
+    """Does something in its forward that is in no part of encoder or decoder."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.gates = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in range(3))
+
+    def forward(self, x):
+        return self.decoder([level * gate.sigmoid() for level, gate in zip(self.encoder(x), self.gates, strict=True)])
+
+
+def gated(name: str) -> type:
+    class Gated(find_trainer(name)):
+        @staticmethod
+        def build_network_architecture(plans_manager, configuration_manager, inputs, outputs, deep_supervision=True):
+            arguments = configuration_manager.network_arch_init_kwargs
+            named = configuration_manager.network_arch_init_kwargs_req_import
+            kinds = {key: arguments[key] and pydoc.locate(arguments[key]) for key in named}
+            return GatedUNet(inputs, num_classes=outputs, deep_supervision=deep_supervision, **(arguments | kinds))
+
+    return Gated
+
+
+def test_an_own_forward_is_what_is_trained_and_what_the_teacher_says(tiny_dataset):
+    trainer = started(tiny_dataset(dim=2, stages=3), gated("nnUNetTrainerSSL"), warmup_fraction=0.0)
+    trainer.train_step(next(trainer.dataloader_train))
+    assert all(gate.item() != 0.0 for gate in trainer.network.gates)
+    image = torch.randn(2, 1, 16, 16)
+    found = trainer.forward_pass(image)
+    for ours, nnunets in zip(found.outputs, trainer.network(image), strict=True):
+        assert torch.equal(ours, nnunets)
+    teacher = trainer.networks["teacher"]
+    assert torch.equal(trainer.networks.forward_pass(image, "teacher").logits, teacher(image))
+    assert all(gate.item() != 0.0 for gate in teacher.gates)
+
+
+def test_a_method_that_needs_encoder_and_decoder_refuses_an_own_forward(tiny_dataset):
+    trainer = started(tiny_dataset(dim=2, stages=3), gated("nnUNetTrainerUniMatch"), warmup_fraction=0.0)
+    with pytest.raises(ValueError, match="GatedUNet has a forward of its own, and this method needs encoder and decod"):
+        trainer.train_step(next(trainer.dataloader_train))
+
+
+def test_a_schedule_that_a_variant_exchanges_is_followed(tiny_dataset):
+    """nnU-Net's warm-up has a rising rate for some epochs, then another schedule."""
+
+    class Warm(nnUNetTrainer_warmup, find_trainer("nnUNetTrainerMeanTeacher")):
+        pass
+
+    trainer = make_trainer(tiny_dataset(dim=2), Warm, num_epochs=10)
+    trainer.warmup_duration_whole_net, rates = 3, []
+    trainer.on_train_start()
+    for epoch in range(6):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates[0] < rates[1] < rates[2]
+    assert rates[2] > rates[4] > rates[5]
+    trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), 0.1)
+    trainer.lr_scheduler = trainer._schedule(trainer.optimizer)
+    with pytest.raises(ValueError, match="the trainer has exchanged its optimizer after initialize"):
+        trainer.on_train_epoch_start()

@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -105,13 +106,61 @@ def test_it_is_renewed_and_a_loss_is_noticed(tmp_path, monkeypatch):
         before = (tmp_path / LOCK).stat().st_mtime_ns
         time.sleep(1.0)
         assert (tmp_path / LOCK).stat().st_mtime_ns > before
-        refuse_if_lost(lock)
+        refuse_if_lost(lock, print)
         content = (tmp_path / LOCK).read_text()
         (tmp_path / LOCK).unlink()
         (tmp_path / LOCK).write_text(re.sub("host=.*", "host=node7", content))
         (tmp_path / HOLDER).write_text(json.dumps({"host": "node7"}))
         time.sleep(1.5)
         with pytest.raises(RuntimeError, match="was not renewed for so long that it may be another training's"):
-            refuse_if_lost(lock)
+            refuse_if_lost(lock, print)
     assert json.loads((tmp_path / HOLDER).read_text())["host"] == "node7"  # it is the other's
-    refuse_if_lost(None)
+    refuse_if_lost(None, print)
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch):
+    """Return a function that makes looking at the lock a fault of the file server, or no more."""
+    look, state = os.lstat, {"fails": False}
+
+    def lstat(file, *more, **options):
+        if state["fails"] and str(file).endswith(LOCK):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return look(file, *more, **options)
+
+    monkeypatch.setattr(run_lock, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(os, "lstat", lstat)
+    return lambda fails: state.update(fails=fails)
+
+
+def until_lost(lock, faulty) -> None:
+    faulty(True)
+    deadline = time.monotonic() + 20
+    while lock.compromise is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert lock.compromise.reason == "refresh-failed"
+    faulty(False)
+
+
+def test_after_a_fault_of_the_disk_it_is_renewed_if_nobody_had_it(tmp_path, faulty):
+    said = []
+    with locked(tmp_path, print) as lock:
+        until_lost(lock, faulty)
+        refuse_if_lost(lock, said.append)
+        (warning,) = said
+        assert warning.startswith("WARNING: for a while ")
+        refuse_if_lost(lock, said.append)
+        assert len(said) == 1
+        before = (tmp_path / LOCK).stat().st_mtime_ns
+        time.sleep(1.0)
+        assert (tmp_path / LOCK).stat().st_mtime_ns > before
+    assert not list(tmp_path.iterdir())
+
+
+def test_after_a_fault_of_the_disk_another_training_keeps_what_it_took(tmp_path, faulty):
+    """Also one that has ended: it may have written into the folder."""
+    with locked(tmp_path, print) as lock:
+        until_lost(lock, faulty)
+        (tmp_path / HOLDER).unlink()
+        with pytest.raises(RuntimeError, match="may be another training's"):
+            refuse_if_lost(lock, print)

@@ -72,11 +72,59 @@ def test_run_goes_on_from_a_checkpoint_with_numbers_of_numpy(tiny_dataset):
     assert_equal_weights(state_of(trainer), state_of(resumed))
 
 
-def test_options_of_nnunet_that_a_run_was_not_given_are_compared_with_nnunets_defaults():
-    trainer = find_trainer("nnUNetTrainerMeanTeacher")
+def test_options_of_nnunet_that_a_run_was_not_given_are_compared_with_nnunets_defaults(tiny_dataset):
+    trainer = make_trainer(tiny_dataset(dim=2), find_trainer("nnUNetTrainerMeanTeacher"))
+    trainer.num_epochs = 1000
     assert options_to_go_on_with(trainer, {"seed": 1}, {"num_epochs": 2000}) == {"seed": 1, "num_epochs": 2000}
     assert options_to_go_on_with(trainer, {}, {"initial_lr": 0.01}) == {"initial_lr": 0.01}
     with pytest.raises(ValueError, match="started with num_epochs=1000, now nnUNet_ssl_options says num_epochs=10;"):
         options_to_go_on_with(trainer, {"seed": 1}, {"num_epochs": 10})
     with pytest.raises(ValueError, match="started without seed, now nnUNet_ssl_options says seed=2;"):
         options_to_go_on_with(trainer, {}, {"seed": 2})
+
+
+class OfInit(find_trainer("nnUNetTrainerSSL")):
+    """Is set up as variants of nnU-Net's trainer are."""
+
+    initial_lr = 0.02
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device=torch.device("cuda")):  # noqa: B008 - as nnU-Net's
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 3
+        self.warmup_fraction = 0.1
+        self.mirroring = "none"
+
+
+def test_what_a_constructor_sets_holds_unless_an_option_says_otherwise(tiny_dataset):
+    dataset = tiny_dataset(dim=2)
+    trainer = make_trainer(dataset, OfInit)
+    trainer.options = {"ema_decay": 0.5, "mirroring": "auto"}
+    trainer.initialize()
+    names = ("num_epochs", "warmup_fraction", "mirroring", "ema_decay", "initial_lr", "weight_decay", "box_side")
+    assert [getattr(trainer, name) for name in names] == [3, 0.1, "auto", 0.5, 0.02, 3e-5, 2 / 3]
+
+
+def test_a_run_that_goes_on_is_compared_with_what_its_constructor_sets(tiny_dataset):
+    trainer = make_trainer(tiny_dataset(dim=2), OfInit)
+    assert options_to_go_on_with(trainer, {}, {"num_epochs": 4, "warmup_fraction": 0.1}) == {
+        "num_epochs": 4,
+        "warmup_fraction": 0.1,
+    }
+    with pytest.raises(ValueError, match="started with num_epochs=3, now nnUNet_ssl_options says num_epochs=2;"):
+        options_to_go_on_with(trainer, {}, {"num_epochs": 2})
+    with pytest.raises(ValueError, match="started with warmup_fraction=0.1, now"):
+        options_to_go_on_with(trainer, {}, {"warmup_fraction": 0.4})
+
+
+def test_a_base_that_loads_checkpoints_past_ours_is_refused(tiny_dataset):
+    dataset = tiny_dataset(dim=2)
+
+    class Past(find_trainer("nnUNetTrainerMeanTeacher")):
+        def load_checkpoint(self, filename_or_checkpoint):
+            self.initialize()
+            self.current_epoch = 1
+
+    trainer = make_trainer(dataset, Past)
+    trainer.load_checkpoint("somewhere")
+    with pytest.raises(ValueError, match="Past replaces load_checkpoint without calling that of its other bases"):
+        trainer.run_training()
