@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -223,7 +224,7 @@ def test_a_split_that_changes_while_a_run_goes_on_does_not_cost_its_validation(p
 # ---- init_checkpoint ----
 
 
-def test_weights_that_saw_the_validation_are_refused(plain):
+def test_weights_that_saw_the_validation_are_refused(plain, monkeypatch):
     first = trained(plain)
     file = f"{first.output_folder}/checkpoint_final.pth"
     aside = plain.root / "first.pth"
@@ -233,6 +234,10 @@ def test_weights_that_saw_the_validation_are_refused(plain):
     with pytest.raises(
         ValueError, match=r"first.pth was trained with the labels of cases that validate .*: labeled1\. Take"
     ):
+        trainer.on_train_start()
+    trainer = make_trainer(plain, nnUNetTrainerMeanTeacher, seed=1)
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_train", "999", "-pretrained_weights", str(aside)])
+    with pytest.raises(ValueError, match="^-pretrained_weights: .*first.pth was trained with the labels of cases that"):
         trainer.on_train_start()
 
 
