@@ -101,19 +101,12 @@ def forward_pass(network: nn.Module, image: Tensor) -> Pass:
     """Return a whole pass of a network; its outputs are those of the network's own forward.
 
     Args:
-        network: a bare U-Net as nnU-Net builds it.
+        network: bare. One that is not of encoder and decoder alone returns logits at full resolution, or with deep
+            supervision a list of them, full resolution first; its logits are its features too, and it has no skips.
         image: (B, C, *spatial).
     """
-    return decode(network.decoder, encode(network, image))
-
-
-def pass_without_features(network: nn.Module, image: Tensor) -> Pass:
-    """Return a whole pass of a network whose parts are not known: its logits are its features too.
-
-    Args:
-        network: that returns logits at full resolution, or with deep supervision a list of them, full resolution first.
-        image: (B, C, *spatial).
-    """
+    if has_features(network):
+        return decode(network.decoder, encode(network, image))
     outputs = network(image)
     outputs = [outputs] if isinstance(outputs, Tensor) else [*outputs]
     return Pass(outputs, [], outputs[0])

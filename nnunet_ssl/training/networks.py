@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
-from nnunet_ssl.building_blocks.features import Pass, decode, encode, forward_pass, has_features, pass_without_features
+from nnunet_ssl.building_blocks.features import Pass, decode, encode, forward_pass, has_features
 from nnunet_ssl.building_blocks.teacher import make_teacher, update_teacher
 from nnunet_ssl.building_blocks.weight_norms import restore_weight_norms
 from nnunet_ssl.training import distributed
@@ -60,7 +60,6 @@ class Networks:
         self._compiles = compiles
         self._averages: dict[str, str] = {}
         self._forward_pass = torch.compile(forward_pass) if compiles else forward_pass
-        self._pass_without_features = torch.compile(pass_without_features) if compiles else pass_without_features
         self._encode = torch.compile(encode) if compiles else encode
         self._decode = torch.compile(decode) if compiles else decode
 
@@ -171,8 +170,7 @@ class Networks:
 
     def forward_pass(self, image: Tensor, name: str | None = None) -> Pass:
         """Return a pass of a network or teacher; None is the first network."""
-        network = self[name]
-        return (self._forward_pass if has_features(network) else self._pass_without_features)(network, image)
+        return self._forward_pass(self[name], image)
 
     def encode(self, image: Tensor, name: str | None = None) -> list[Tensor]:
         """Return the features of a network's encoder.

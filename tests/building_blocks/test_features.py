@@ -1,8 +1,9 @@
 import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import nn
 
-from nnunet_ssl.building_blocks.features import decode, encode, forward_pass
+from nnunet_ssl.building_blocks.features import decode, encode, forward_pass, has_features
 from tests.conftest import Case
 
 
@@ -31,6 +32,29 @@ def test_outputs_are_those_of_the_network_bit_for_bit(case, deep_supervision):
     assert len(found.outputs) == len(expected)
     assert all(torch.equal(one, other) for one, other in zip(found.outputs, expected, strict=True))
     assert found.logits is found.outputs[0]
+
+
+class HalvesSkips(nn.Module):
+    """A forward that is more than encoder and decoder, as an architecture of one's own may have."""
+
+    def forward(self, x):
+        return self.decoder([level / 2 for level in self.encoder(x)])
+
+
+@pytest.mark.parametrize("deep_supervision", [True, False])
+@pytest.mark.parametrize("has_own_forward", [True, False])
+def test_compiled_passes_are_those_of_the_networks_own_forward(deep_supervision, has_own_forward):
+    case = Case(dim=2)
+    network, image = network_of(case, deep_supervision), image_of(case)
+    if has_own_forward:
+        network.__class__ = type("Own", (HalvesSkips, type(network)), {})
+    assert has_features(network) is not has_own_forward
+    expected = network(image)
+    for run in (forward_pass, torch.compile(forward_pass, backend="eager", fullgraph=True)):
+        found = run(network, image)
+        for ours, its in zip(found.outputs, expected if deep_supervision else [expected], strict=True):
+            assert torch.equal(ours, its)
+        assert len(found.skips) == (0 if has_own_forward else 3)
 
 
 def test_gradients_are_those_of_the_network_bit_for_bit():
