@@ -3,7 +3,7 @@
 import argparse
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -39,21 +39,33 @@ class NewDataset:
     accept: int | float
     words: dict[str, Any]
 
-    def write(self, predictions: Path, files: Mapping[str, Sequence[Path]], found: Mapping[str, "Uncertainty"]) -> None:
+    def write(
+        self,
+        predictions: Path,
+        files: Mapping[str, Sequence[Path]],
+        found: Mapping[str, "Uncertainty"],
+        corrected: Collection[str],
+    ) -> None:
         """Write it from a folder of predictions.
 
         Args:
             predictions: with one label file for each scan.
             files: the image files of each scan.
             found: the scans that are predicted, in the order of the ranking.
+            corrected: those of them whose label somebody has changed: they are taken in any case.
         """
         from nnunet_ssl.conversion.pseudolabeled_dataset import Scan, accepted_scans, write_dataset
 
-        chosen = accepted_scans(list(found), {case: one.entropy for case, one in found.items()}, self.accept)
+        predicted = {case: one.entropy for case, one in found.items() if case not in corrected}
+        chosen = sorted(corrected)
+        if predicted or not chosen:
+            accept = self.accept if isinstance(self.accept, float) else max(0, self.accept - len(chosen))
+            chosen += accepted_scans(list(predicted), predicted, accept, needs_one=not chosen)
         scores = {case: {"rank": rank, **score(one)} for rank, (case, one) in enumerate(found.items(), start=1)}
         accepted = {}
         for case in chosen:
-            origin = {"label": "predicted", "model": self.words["model"], **scores[case]}
+            label = "corrected" if case in corrected else "predicted"
+            origin = {"label": label, "model": self.words["model"], **scores[case]}
             accepted[case] = Scan(files[case], predictions / f"{case}{self.raw.ending}", origin)
         others = {case: scores[case] for case in found if case not in accepted}
         write_dataset(self.folder, self.raw, self.fold, accepted, others, self.words)
@@ -61,6 +73,7 @@ class NewDataset:
         empty = [case for case in others if math.isnan(found[case].entropy)]
         print(
             f"{self.folder}: {len(chosen)} of {len(found)} scans with their pseudo-label"
+            + (f", of which {len(corrected)} corrected by somebody" if corrected else "")
             + (f" (nothing is predicted in {len(empty)})" if empty else "")
             + f", {len(labeled)} labeled cases, of which {len(self.fold.val)} validate"
         )

@@ -58,7 +58,9 @@ def from_model(dataset: str, final: Path, checkpoint: dict) -> Iterator[str]:
 
     It is put aside because a training that is interrupted goes on, with --c, from a final checkpoint in its folder.
     """
-    trainer, plans, configuration = final.parent.parent.name.split("__")
+    from nnunet_ssl.commands.trained_models import parts_of
+
+    trainer, plans, configuration = parts_of(final.parent.parent.name)
     aside = free_name(final.parent)
     fold, weights = final.parent.name.removeprefix("fold_"), str(aside / FINAL)
     of_data = f"{quote(dataset)} {quote(configuration)} {fold}"

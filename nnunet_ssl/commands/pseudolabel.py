@@ -8,9 +8,10 @@ to 6, labeling the most uncertain scans helped no more than labeling any others 
 
 With --as-dataset 127 the labeled cases of the fold and the scans with their pseudo-labels become a data set of their
 own, Dataset127_NAME_Pseudolabeled, on which plain nnU-Net trains. Its fold 0 validates on the cases of the original's
-fold, with their true labels. --accept takes only the scans that the model is surest about, by the ranking; one in which
-nothing is predicted is never taken. origin.json in it says of each case whether its label is true or predicted, by
-which model, and how uncertain it was. Of such a data set its pseudo-labeled cases are predicted again.
+fold, with their true labels. --accept takes only the scans that the model is surest about, by the ranking, and those
+whose label somebody has corrected in FOLDER; one in which nothing is predicted is never taken. origin.json in it says
+of each case whether its label is true, predicted or corrected, by which model, and how uncertain it was. Of such a
+data set its pseudo-labeled cases are predicted again.
 
 A scan of no use (damaged, or of other channels than the data set's) is left out and named at the end, with exit code 1.
 Interrupted, the same command goes on where it stopped; a label that somebody has changed in FOLDER is kept.
@@ -81,7 +82,13 @@ def run(options: argparse.Namespace) -> int:
         except ValueError as error:
             problems[case] = " ".join(str(error).split())
             continue
-        predictor.write(prediction, finished.label_of(case))
+        if (label := finished.label_of(case)).exists() and not predictor.has_written(prediction, label):
+            problems[case] = (
+                f"{label} is there already, and is not what the model predicts: it is kept; move it away to have the "
+                "scan predicted and ranked"
+            )
+            continue
+        predictor.write(prediction, label)
         finished.add(case, prediction.uncertainty, prediction.volumes_ml)
     order = finished.write_ranking()
     print(f"{len(order)} scans in {options.o}; most uncertain: {', '.join(order[:5]) or 'none'} (see {RANKING})")
@@ -89,7 +96,8 @@ def run(options: argparse.Namespace) -> int:
         print(sentence)
     print(*(f"left out, {case}: {why}" for case, why in problems.items()), sep="\n", end="\n" if problems else "")
     if dataset is not None:
-        dataset.write(finished.folder, files, {case: finished.uncertainty(case) for case in order})
+        found = {case: finished.uncertainty(case) for case in order}
+        dataset.write(finished.folder, files, found, finished.corrected())
         print(*dataset.next_commands(options.p, options.c), sep="\n")
     return 1 if problems else 0
 
@@ -195,6 +203,12 @@ class Finished:
             if case not in self.files or not label.is_file():
                 del self.cases[case]
         return corrected
+
+    def corrected(self) -> list[str]:
+        """Return the scans that are done and whose label somebody has changed since."""
+        from nnunet_ssl.data.stamps import file_digest
+
+        return [case for case, entry in self.cases.items() if entry.get("label") != file_digest(self.label_of(case))]
 
     def add(self, case: str, uncertainty: "Uncertainty", volumes_ml: dict[str, float]) -> None:
         """Note that a scan is done."""

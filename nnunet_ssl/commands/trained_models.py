@@ -27,13 +27,20 @@ def model_folder(options: argparse.Namespace) -> tuple[str, Path]:
     model = results / f"{options.tr}__{options.p}__{options.c}"
     if not any(model.glob("fold_*/*.pth")):
         parts = sorted({file.parent.parent.name for file in results.glob("*__*__*/fold_*/*.pth")})
-        parts = [name.split("__") for name in parts]
+        parts = [parts_of(name) for name in parts]
         there = "; ".join(f"-tr {trainer} -p {plans} -c {one}" for trainer, plans, one in parts)
         training = f"nnUNetv2_train {quote(name)} {quote(options.c)} 0 -tr {quote(options.tr)} -p {quote(options.p)}"
         what = f"there is no checkpoint in {model} yet" if model.is_dir() else f"there is no trained model {model}"
         raise ValueError(what + (f", there are: {there}" if there else f": {training}"))
     refuse_damaged_files(model, options.c)
     return name, model
+
+
+def parts_of(model: str) -> tuple[str, str, str]:
+    """Return trainer, plans and configuration of a model's folder TRAINER__PLANS__CONFIGURATION."""
+    trainer, _, rest = model.partition("__")
+    plans, _, configuration = rest.rpartition("__")
+    return trainer, plans, configuration
 
 
 def refuse_damaged_files(model: Path, configuration: str) -> None:

@@ -41,7 +41,7 @@ class LabeledFold:
 
 @dataclass(frozen=True)
 class Scan:
-    """An unlabeled scan with its predicted label: its files, and what origin.json says of it."""
+    """An unlabeled scan with its predicted or corrected label: its files, and what origin.json says of it."""
 
     images: Sequence[Path]
     label: Path
@@ -136,13 +136,16 @@ def refuse_labeled_scans(raw: RawDataset, preprocessed: Path, pool: Sequence[str
         raise ValueError(f"unlabeled cases are the same image as a labeled or test case: {some(same)}: {remedy}")
 
 
-def accepted_scans(order: Sequence[str], entropy: Mapping[str, float], accept: int | float) -> list[str]:
+def accepted_scans(
+    order: Sequence[str], entropy: Mapping[str, float], accept: int | float, needs_one: bool = True
+) -> list[str]:
     """Return the scans that the model is surest about; never one in which nothing is predicted.
 
     Args:
         order: all ranked scans, the most uncertain one first.
         entropy: of each; NaN where nothing is predicted.
         accept: how many, or which share of them, rounded, at least 1.
+        needs_one: whether there is nothing without them.
 
     Raises:
         ValueError: there are fewer, or none is left.
@@ -151,7 +154,7 @@ def accepted_scans(order: Sequence[str], entropy: Mapping[str, float], accept: i
     if number > len(order):
         raise ValueError(f"--accept {number}, but there are {len(order)} ranked scans")
     accepted = [case for case in reversed(order) if not math.isnan(entropy[case])][:number]
-    if not accepted:
+    if needs_one and not accepted:
         raise ValueError("the model predicts nothing in any scan: there is no pseudo-label to train with")
     return sorted(accepted)
 

@@ -78,9 +78,12 @@ class RawDataset:
         several = [len(files) > 1 for files in self.images().values()]
         return sum(several) > len(several) / 2
 
-    def image_of(self, case: str) -> list[Path]:
-        """Return the image files of a case, wherever it lies in the data set; empty if nowhere."""
-        return next((found[case] for name in ("Tr", "Ts", "Un") if case in (found := self.images(f"images{name}"))), [])
+    def image_of(self, case: str, places: Sequence[str]) -> list[Path]:
+        """Return the image files of a case in the first of some folders that has it; empty if none has.
+
+        A test case may be called as a training case is.
+        """
+        return next((found[case] for place in places if case in (found := self.images(place))), [])
 
 
 def read_dataset_json(file: Path) -> dict:

@@ -10,6 +10,10 @@ from nnunet_ssl.evaluation.previews import chosen_cases, draw_case
 from nnunet_ssl.evaluation.report import Picture, encoded
 from nnunet_ssl.evaluation.structures import Structures
 
+# Where the images of references lie: of validation cases, of test cases, and of those of another folder.
+PLACES = {"gt_segmentations": ("imagesTr", "imagesUn"), "labelsTs": ("imagesTs",)}
+ANYWHERE = ("imagesTs", "imagesUn", "imagesTr")
+
 
 def previews(
     comparison: Comparison,
@@ -44,7 +48,8 @@ def preview(
         ValueError: there is no image, or a file cannot be read.
     """
     file_name = next(iter(predictions.values())).name
-    files = RawDataset.open(raw).image_of(file_name.removesuffix(structures.ending))
+    places = PLACES.get(references.name, ANYWHERE)
+    files = RawDataset.open(raw).image_of(file_name.removesuffix(structures.ending), places)
     if not files:
         raise ValueError(f"its image is not in {raw}")
     image = structures.reader.read_image(files[0])

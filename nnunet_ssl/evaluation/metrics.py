@@ -5,7 +5,7 @@ neighbourhood; what lies at the border of the image is on it. Distances are betw
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -46,6 +46,11 @@ class Metrics:
     volume_pred_ml: float
     voxels_gt: int
     voxels_pred: int
+
+    def of_overlap_alone(self) -> "Metrics":
+        """Return them with NaN for what depends on surfaces, or on the voxels that are not counted."""
+        names = ("hd95", "asd", "assd", "nsd", "volume_gt_ml", "volume_pred_ml")
+        return replace(self, **dict.fromkeys(names, math.nan))
 
 
 def compute_metrics(

@@ -26,7 +26,7 @@ class PairedDifference:
         mean: of the patients' differences, trainer minus baseline.
         low: lower end of the 95 % interval of the mean, by Student's t over the patients; NaN below 6 patients.
         high: its upper end.
-        p: of the two-sided Wilcoxon signed-rank test over the patients; 1 if no patient differs.
+        p: of the two-sided Wilcoxon signed-rank test over the patients that differ; 1 if none does.
         patients: how many.
         cases: how many, each counted once.
         by_training: the mean difference over the cases of each training.
@@ -71,11 +71,20 @@ def paired_difference(
         mean=mean,
         low=mean - half,
         high=mean + half,
-        p=float(wilcoxon(of_patient).pvalue) if of_patient.any() else 1.0,
+        p=signed_rank_p(of_patient),
         patients=number,
         cases=len(of_case),
         by_training=means_by(both, lambda prediction: prediction.training),
     )
+
+
+def signed_rank_p(differences: np.ndarray) -> float:
+    """Return p of Wilcoxon's signed-rank test without the differences that are 0.
+
+    With them scipy takes a normal approximation of whatever else there is, which is too small for few.
+    """
+    differences = differences[differences != 0.0]
+    return float(wilcoxon(differences).pvalue) if len(differences) else 1.0
 
 
 def bootstrap_interval(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from nnunet_ssl.data.dataset_reader import DatasetReader, quiet, refuse_unusable
 from nnunet_ssl.data.image_fit import refuse_unfit
 from nnunet_ssl.data.plans_file import model_of_stage
 from nnunet_ssl.data.raw_files import channel_problem
+from nnunet_ssl.data.stamps import file_digest
 from nnunet_ssl.evaluation.label_priority import Uncertainty, measure_uncertainty
 from nnunet_ssl.training.checkpoints import load_model, networks_in
 from nnunet_ssl.training.safe_loading import nnunet_loads_without_code
@@ -87,6 +89,13 @@ class PoolPredictor:
     def write(self, prediction: PoolPrediction, file: Path) -> None:
         """Write the labels in the data set's format."""
         self.reader.write_labels(prediction.labels, file, prediction.properties)
+
+    def has_written(self, prediction: PoolPrediction, file: Path) -> bool:
+        """Return whether a file holds these labels as they are written here."""
+        with TemporaryDirectory() as folder:
+            again = Path(folder, file.name)
+            self.write(prediction, again)
+            return file_digest(again) == file_digest(file)
 
     def masks(self, labels: np.ndarray) -> dict[str, np.ndarray]:
         """Return the voxels of each structure."""

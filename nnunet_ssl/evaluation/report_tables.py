@@ -98,8 +98,9 @@ def differences_table(comparison: Comparison) -> Table:
     note = (
         "Difference of the mean Dice over all structures, on the predictions that trainer and baseline both have. "
         "Each case is averaged over its trainings, then each patient over its cases; the difference is the mean over "
-        "the patients. The interval (Student's t) and p (Wilcoxon signed-rank test; Holm: corrected for the number of "
-        f"trainers) are over the patients too. Below {FEWEST_PATIENTS} patients there is no interval, and p cannot be "
+        "the patients. The interval (Student's t) and p (Wilcoxon signed-rank test, without the patients that do not "
+        "differ; Holm: corrected for the number of trainers) are over the patients too. "
+        f"Below {FEWEST_PATIENTS} patients there is no interval, and p cannot be "
         "below 0.05.\n"
         "p and the interval do not cover the spread between trainings: another seed can move all cases together, and "
         "p is then small without any effect of the trainer. The last column shows that spread: the smallest and the "

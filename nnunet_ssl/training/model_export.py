@@ -6,10 +6,13 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -119,6 +122,7 @@ def write_models(
     differ = False
     for fold, file in files.items():
         checkpoint = load_model(file)
+        refuse_own_architecture(checkpoint["trainer_name"], trained, file)
         networks = networks_of(checkpoint, file) if ensemble else {"": checkpoint["network_weights"]}
         differed, differ = differ, are_built_differently(networks)
         if written and differ != differed:
@@ -127,7 +131,7 @@ def write_models(
             its_names = replace(names, plans=f"{names.plans}_{network}") if differ and i else names
             folder = f"{trained.dataset}/{its_names.trainer}__{its_names.plans}__{trained.configuration}"
             if its_names not in written:
-                plans = plans_of(trained, weights, f"network {network} of {file}") if differ else trained.plans
+                plans = plans_of(trained, weights, f"the network {network or 'that predicts'} of {file}")
                 opened.writestr(f"{folder}/plans.json", json.dumps(plans | {"plans_name": its_names.plans}, indent=1))
                 opened.writestr(f"{folder}/dataset.json", json.dumps(trained.description, indent=1))
             folds = written.setdefault(its_names, [])
@@ -156,21 +160,47 @@ def shapes_of(weights: Weights) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in weights.items()}
 
 
+def refuse_own_architecture(trainer: str, trained: TrainedModel, file: Path) -> None:
+    """Raise a ValueError if a trainer builds a network of its own, which plain nnU-Net does not know."""
+    try:
+        build = recursive_find_trainer_class_by_name(trainer).build_network_architecture
+    except RuntimeError:  # nnU-Net does not find it: the weights alone can be compared
+        return
+    if build is nnUNetTrainer.build_network_architecture:
+        return
+    manager = PlansManager(copy.deepcopy(trained.plans))
+    configuration = manager.get_configuration(trained.configuration)
+    channels = determine_num_input_channels(manager, configuration, trained.description)
+    heads = manager.get_label_manager(trained.description).num_segmentation_heads
+    if "plans_manager" in signature(build).parameters:  # otherwise it is of an older nnU-Net
+        with torch.device("meta"):
+            own = build(manager, configuration, channels, heads, False)
+        if repr(own) == repr(built_by(trained.plans, trained)):
+            return
+    raise ValueError(
+        f"{trainer}, which made {file}, builds a network of its own, and plain nnU-Net that of the plans: hand on the "
+        "model's folder and the file of the trainer instead"
+    )
+
+
 def plans_of(trained: TrainedModel, weights: Weights, whose: str) -> dict[str, Any]:
     """Return plans by which nnU-Net builds a network that has these weights.
 
     Raises:
         ValueError: it has neither the architecture of the training's plans nor the other one.
     """
+    if shapes_of(built_by(trained.plans, trained).state_dict()) == shapes_of(weights):
+        return trained.plans
     manager = PlansManager(copy.deepcopy(trained.plans))
     own = manager.get_configuration(trained.configuration).configuration["architecture"]
     name, arguments = other_architecture(own["network_class_name"], own["arch_kwargs"])
-    for architecture in (own, own | {"network_class_name": name, "arch_kwargs": arguments}):
-        plans = copy.deepcopy(trained.plans)
-        plans["configurations"][trained.configuration]["architecture"] = architecture
-        if shapes_of(built_by(plans, trained).state_dict()) == shapes_of(weights):
-            return plans
-    raise ValueError(f"{whose} is neither a {own['network_class_name']} nor a {name} of these plans")
+    plans = copy.deepcopy(trained.plans)
+    other = own | {"network_class_name": name, "arch_kwargs": arguments}
+    plans["configurations"][trained.configuration]["architecture"] = other
+    if shapes_of(built_by(plans, trained).state_dict()) == shapes_of(weights):
+        return plans
+    kinds = " nor ".join(f"a {one.rpartition('.')[2]}" for one in (own["network_class_name"], name))
+    raise ValueError(f"{whose} is neither {kinds} of these plans, and plain nnU-Net could not build it")
 
 
 def built_by(plans: Mapping[str, Any], trained: TrainedModel) -> nn.Module:

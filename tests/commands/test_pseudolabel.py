@@ -125,6 +125,30 @@ def test_scan_that_training_leaves_out_is_left_out_and_named(dataset, tmp_path, 
     assert ranked(tmp_path / "pseudo") == {"scan0", "scan1", "scan2"}
 
 
+@pytest.mark.parametrize("dataset", [{}], indirect=True)
+def test_a_label_that_somebody_has_put_there_is_not_written_over(dataset, tmp_path, capsys):
+    """Of a scan that could not be predicted, and can now; what the command itself has left is not somebody's."""
+    image, out = dataset.images_un / "scan1_0000.nii.gz", tmp_path / "pseudo"
+    damage(image)
+    assert pseudolabel(out) == 1
+    write_image(image, seed=1, shape=(18, 20, 22))
+    label = out / "scan1.nii.gz"
+    drawn = SimpleITK.GetImageFromArray(np.ones((18, 20, 22), np.uint8))
+    SimpleITK.WriteImage(drawn, str(label))
+    before = label.read_bytes()
+    capsys.readouterr()
+    assert pseudolabel(out) == 1
+    said = capsys.readouterr().out
+    assert f"left out, scan1: {label} is there already, and is not what the model predicts: it is kept" in said
+    assert label.read_bytes() == before
+    label.unlink()
+    assert pseudolabel(out) == 0
+    lines = (out / "finished.jsonl").read_text().splitlines(keepends=True)
+    (out / "finished.jsonl").write_text("".join(lines[:-1]))  # ended between the label and its line
+    assert pseudolabel(out) == 0
+    assert ranked(out) == {"scan0", "scan1", "scan2"}
+
+
 def ranked(out) -> set[str]:
     with (out / "ranking.csv").open(newline="") as opened:
         return {row["case"] for row in csv.DictReader(opened)}

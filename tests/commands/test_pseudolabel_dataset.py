@@ -257,6 +257,25 @@ def test_origin_says_whose_each_label_is(dataset, tmp_path):
     assert "converted_by" not in content  # or `convert --overwrite` would take it for its own
 
 
+@pytest.mark.parametrize(("accept", "number"), [("100%", 3), ("2", 2), ("1", 1)])
+def test_a_corrected_label_is_taken_in_any_case_and_called_so(dataset, tmp_path, capsys, accept, number):
+    """Who follows the ranking corrects the most uncertain ones, which the model would not have accepted."""
+    out = tmp_path / "out"
+    assert pseudolabel(dataset, out) == 0
+    only_says_something(out)
+    assert pseudolabel(dataset, out) == 0
+    with (out / "ranking.csv").open(newline="") as opened:
+        first = next(csv.DictReader(opened))["case"]
+    drawn = SimpleITK.ReadImage(str(out / f"{first}.nii.gz"))
+    SimpleITK.WriteImage(1 - SimpleITK.Cast(drawn, SimpleITK.sitkUInt8), str(out / f"{first}.nii.gz"))
+    assert pseudolabel(dataset, out, "--as-dataset", "127", "--accept", accept) == 0
+    said = capsys.readouterr().out
+    assert f"{number} of 3 scans with their pseudo-label, of which 1 corrected by somebody" in said
+    kinds = [one["label"] for one in origin_of(dataset)["cases"].values()]
+    assert (kinds.count("corrected"), kinds.count("predicted")) == (1, number - 1)
+    assert origin_of(dataset)["cases"][first]["label"] == "corrected"
+
+
 @pytest.mark.parametrize(
     ("accept", "entropy", "expected"),
     [

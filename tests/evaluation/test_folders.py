@@ -78,7 +78,10 @@ def test_regions_and_ignore_label(folders):
     assert structures.values == {"whole": (1, 2), "core": (2,)}
     rows = {(r.case, r.label): r.metrics for r in evaluate_folders(folders / "gt", folders / "pred", structures)}
     assert rows["b", "whole"].dice == pytest.approx(2 * 64 / (64 + 32 + 64))
-    assert rows["b", "core"].volume_gt_ml == pytest.approx(0.064)
+    assert rows["a", "core"].volume_gt_ml == pytest.approx(0.128)
+    for name in ("hd95", "asd", "assd", "nsd", "volume_gt_ml", "volume_pred_ml"):
+        assert np.isnan(getattr(rows["b", "whole"], name)), "nobody knows what is behind the ignored voxels"
+        assert np.isfinite(getattr(rows["a", "whole"], name))
 
 
 def without_prediction(folders):

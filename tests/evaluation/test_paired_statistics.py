@@ -13,6 +13,7 @@ from nnunet_ssl.evaluation.paired_statistics import (
     bootstrap_interval,
     holm,
     paired_difference,
+    signed_rank_p,
 )
 from nnunet_ssl.evaluation.report_tables import differences_table
 
@@ -239,3 +240,10 @@ def test_interval_over_draws_needs_the_same_patients_in_each():
 @pytest.mark.parametrize("shape", [(2, 20), (3, 5)])
 def test_there_is_no_interval_over_few_draws_or_patients(shape):
     assert interval_of(np.random.default_rng(1).normal(size=shape)) is None
+
+
+@pytest.mark.parametrize("zeros", [0, 8, 10, 30])
+def test_patients_that_do_not_differ_do_not_make_others_significant(zeros):
+    """By hand: of 5 patients, all of one sign, p is 2 / 2^5, however many have the same Dice with both trainers."""
+    assert signed_rank_p(np.array([0.1, 0.2, 0.3, 0.4, 0.5] + [0.0] * zeros)) == pytest.approx(2 / 2**5)
+    assert signed_rank_p(np.zeros(zeros)) == 1.0

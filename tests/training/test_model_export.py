@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import nn
 
 from nnunet_ssl.commands.cli import main
 from nnunet_ssl.discovery.variants import find_trainer
@@ -32,6 +33,52 @@ def finished_run(dataset, trainer_class, fold=0, **settings) -> Path:
 
 def export(out: Path, trainer_class, *more: str) -> int:
     return main(["export", "-d", "999", "-c", "3d_fullres", "-tr", trainer_class.__name__, "-o", str(out), *more])
+
+
+def own_architecture(monkeypatch, change) -> type:
+    """Let a trainer that nnU-Net finds build a network which is changed in some way."""
+    trainer = find_trainer("nnUNetTrainerMeanTeacher")
+    build = trainer.build_network_architecture
+
+    def built(plans_manager, configuration_manager, inputs, outputs, enable_deep_supervision=True):
+        return change(build(plans_manager, configuration_manager, inputs, outputs, enable_deep_supervision))
+
+    monkeypatch.setattr(trainer, "build_network_architecture", staticmethod(built))
+    return trainer
+
+
+def with_gelu(network):
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.LeakyReLU):
+                setattr(module, name, nn.GELU())
+    return network
+
+
+def test_a_network_of_ones_own_is_not_exported_as_another(tiny_dataset, tmp_path, monkeypatch, capsys):
+    """Its weights would fit that of the plans, which says something else."""
+    trainer = own_architecture(monkeypatch, with_gelu)
+    finished_run(tiny_dataset(), trainer)
+    assert export(tmp_path / "model.zip", trainer) == 2
+    assert "builds a network of its own, and plain nnU-Net that of the plans: hand on" in capsys.readouterr().err
+    assert not (tmp_path / "model.zip").exists()
+
+
+def test_weights_of_no_network_of_the_plans_are_not_exported(tiny_dataset, tmp_path, capsys):
+    """Of a trainer that is not found any more: nnU-Net's with batch normalisation, say."""
+    trainer = find_trainer("nnUNetTrainerMeanTeacher")
+    file = finished_run(tiny_dataset(), trainer) / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(file)
+    checkpoint["network_weights"]["encoder.norm.num_batches_tracked"] = torch.zeros(())
+    torch.save(checkpoint, file)
+    assert export(tmp_path / "model.zip", trainer) == 2
+    assert "is neither a PlainConvUNet nor a ResidualEncoderUNet of these plans" in capsys.readouterr().err
+
+
+def test_a_builder_of_ones_own_that_builds_the_same_is_exported(tiny_dataset, tmp_path, monkeypatch):
+    trainer = own_architecture(monkeypatch, lambda network: network)
+    finished_run(tiny_dataset(), trainer)
+    assert export(tmp_path / "model.zip", trainer) == 0
 
 
 def network_of(folder: Path, folds=(0,)) -> nnUNetPredictor:
