@@ -39,6 +39,7 @@ DESCRIPTION = Description(
     patient_pattern=r"^(.+)$",
 )
 SPACING_MM = (0.625, 0.625, 0.625)
+UNKNOWN_MM = (1.0, 1.0, 1.0)  # of a header that says nothing
 ID = re.compile("[0-9A-Z]{20}")
 FILES = ("mri_norm2.h5", "lgemri.nrrd", "laendo.nrrd")
 LAYOUTS = "Training Set/<ID>/lgemri.nrrd and laendo.nrrd, or <ID>/mri_norm2.h5"
@@ -93,7 +94,8 @@ def read_nrrd(file: Path) -> Scan:
         raise ValueError(f"{file.with_name('laendo.nrrd')}: label values {values}, expected 0 and 255")
     labels = SimpleITK.Cast(labels > 0, SimpleITK.sitkUInt8)
     for item in (image, labels):
-        item.SetSpacing(SPACING_MM)
+        if item.GetSpacing() == UNKNOWN_MM:
+            item.SetSpacing(SPACING_MM)
     return Scan([image], labels)
 
 

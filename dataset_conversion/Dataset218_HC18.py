@@ -5,8 +5,9 @@ two CSV files with pixel sizes. The annotations are thin ellipse outlines, some 
 leaves the image. The mask is the ellipse fitted to the outline: it ends in the middle of the drawn line, as the CSV's
 circumferences do. An outline whose circumference differs from the CSV's by more than 1 % is reported.
 
-`test_set` has no annotations: it goes to imagesUn, as `011_HC_test` because training_set has its own `011_HC`, or with
---test-as-test to imagesTs. `010_HC` and `010_2HC` are of one patient: the number is the patient.
+`test_set` has no annotations: it goes to imagesUn, or with --test-as-test to imagesTs, as `011_HC_test` because
+training_set has its own `011_HC`, of another patient. `010_HC` and `010_2HC` are of one patient: the number is the
+patient.
 """
 
 import csv
@@ -101,7 +102,7 @@ def plain_cases(source: Path, test_as_test: bool) -> Iterator[Case | Fault]:
     lines = read_csv(csv_file, 1)
     note_absent(dict.fromkeys(lines, csv_file), {file.name for file in files})
     for file in files:
-        name, role = (file.stem, Role.TEST) if test_as_test else (f"{file.stem}_test", Role.UNLABELED)
+        name, role = f"{file.stem}_test", Role.TEST if test_as_test else Role.UNLABELED
         yield case_or_fault(name, partial(plain_case, name, role, file, csv_file, lines))
 
 

@@ -144,9 +144,8 @@ def check_unlabeled(planned: Planned, cases: Cases, images: Path) -> Iterator[Fi
         failed = {case: stamp for case, stamp in stamps.items() if stamp and stamp.problem}
         wrong = {case for case, stamp in failed.items() if stamp.wrong_channel_count}
         problems = [f"{case} ({stamp.problem})" for case, stamp in failed.items() if case not in wrong]
-        of_one_file = [
-            case for case in sorted(wrong) if channel_problem(job.image_files()[case], job.dataset_json) is None
-        ]
+        files = job.image_files() if wrong else {}
+        of_one_file = [case for case in sorted(wrong) if channel_problem(files[case], job.dataset_json) is None]
         if missing:
             state = f"{len(missing)} of {len(stamps)} not preprocessed yet: a training does it first"
             yield Finding(f"{name}, unlabeled cases", state, job.command)

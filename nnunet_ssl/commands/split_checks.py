@@ -82,7 +82,8 @@ def _problems(fold: dict, preprocessed: Sequence[Path], cases: Cases, verb: str)
     known = {*cases.labeled, *cases.hidden}
     if lost := [case for case in dict.fromkeys(labeled) if case not in known]:
         yield f"cases in train or val have no label in labelsTr: {some(lost)}", None
-    elsewhere = [case for case in pool if case not in {*cases.unlabeled, *cases.labeled}]
+    in_raw = {*cases.unlabeled, *cases.labeled}
+    elsewhere = [case for case in pool if case not in in_raw]
     if lost := [case for case in elsewhere if not _is_in(preprocessed, case)]:
         yield f"unlabeled cases are neither in imagesUn nor preprocessed: {some(lost)}", None
     if both := sorted({*labeled} & {*pool}):

@@ -41,7 +41,7 @@ def by_protocol(
     print(f"{options.protocol}: {benchmark.source}")
     if split.val == split.train:
         print("This benchmark has no validation set: val is the labeled cases, so score on imagesTs only.")
-    (split,) = leave_out_twins([split], copies_for_split(raw, preprocessed), here.test, raw.folder.name)
+    (split,) = leave_out_twins([split], copies_for_split(raw, preprocessed, group_of), here.test, raw.folder.name)
     on_purpose = {case: reason for case in here.all() if (reason := benchmark.reason_left_out(case))}
     for reason in dict.fromkeys(on_purpose.values()):
         cases = [case for case in on_purpose if on_purpose[case] == reason]
@@ -80,7 +80,7 @@ def at_random(
     without_label = [case for case in here.unlabeled if case not in by_name]
     by_name |= patients_of(without_label, pattern)
     by_name |= {as_test_case(case): group for case, group in patients_of(here.test, pattern).items()}
-    twins = copies_for_split(raw, preprocessed)
+    twins = copies_for_split(raw, preprocessed, by_name)
     labeled_twins = [sorted({*names} & {*here.with_label}) for names in twins]
     group_of = united(by_name, labeled_twins)
     if joined := [" = ".join(names) for names in labeled_twins if len({by_name[name] for name in names}) > 1]:

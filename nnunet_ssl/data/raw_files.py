@@ -17,6 +17,7 @@ from nnunet_ssl.data.json_schemas import DatasetJson, parsed, refuse_misspelled,
 TIFF_ENDINGS = (".tif", ".tiff")  # beside an image of these nnU-Net reads the spacing from CASE.json
 WRITTEN_BY_NNUNET = ("dataset.json", "plans.json", "predict_from_raw_data_args.json", "summary.json")
 FOLDERS = tuple(f"{what}{which}" for what in ("images", "labels") for which in ("Tr", "Ts", "Un", "Hidden"))
+SEG = "_seg"  # ends the name of what nnU-Net preprocesses labels to
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
@@ -167,7 +168,7 @@ def unlabeled_images(folder: Path, ending: str) -> dict[str, list[Path]]:
     """Return the image files of every case of imagesUn, channels in order.
 
     Raises:
-        ValueError: a file with the data set's ending is not named CASE_0000.
+        ValueError: a file with the data set's ending is not named CASE_0000, or a case CASE_seg is beside CASE.
     """
     files = files_in(folder, ending)
     images = images_among(files, ending)
@@ -176,6 +177,12 @@ def unlabeled_images(folder: Path, ending: str) -> dict[str, list[Path]]:
         renamed = f"{file.name.removesuffix(ending)}_0000{ending}"
         raise ValueError(
             f"{file} is not named as nnU-Net names images: CASE_0000{ending} (channel 0 of CASE), here {renamed}"
+        )
+    if of_labels := [case for case in images if case.endswith(SEG) and case.removesuffix(SEG) in images]:
+        file, case = images[of_labels[0]][0], of_labels[0].removesuffix(SEG)
+        raise ValueError(
+            f"{file} is called as nnU-Net calls the labels of {case}, which lies beside it: take it "
+            "out of imagesUn if it holds labels, or name it otherwise"
         )
     return images
 

@@ -43,9 +43,10 @@ def compare_all(raw: RawDataset, folder: Path) -> Index:
 
 def known_copies(index: Index, files: Mapping[str, Sequence[Path]]) -> dict[tuple[str, str], Pair]:
     """Return the copies in an index, without reading any: by names in order, of files that have not changed since."""
-    current = {name for name, of in files.items() if _is_current(index, name, of)}
-    pairs = {names: index.pair(*names) for names in index.pairs if current.issuperset(names)}
-    return {names: pair for names, pair in pairs.items() if pair and is_copy(pair)}
+    today = {before: name for name, before in _names_in(index, files).items()}
+    pairs = {names: index.pair(*names) for names in index.pairs if today.keys() >= {*names}}
+    copies = {names: pair for names, pair in pairs.items() if pair and is_copy(pair)}
+    return {tuple(sorted(today[name] for name in names)): pair for names, pair in copies.items()}
 
 
 def is_copy(pair: Pair) -> bool:
@@ -55,18 +56,39 @@ def is_copy(pair: Pair) -> bool:
 
 def unread(index: Index, files: Mapping[str, Sequence[Path]]) -> list[str]:
     """Return the scans that are not in an index, or have changed since."""
-    return [name for name, of in files.items() if not _is_current(index, name, of)]
+    known = _names_in(index, files)
+    return [name for name in files if name not in known]
 
 
-def copies_for_split(raw: RawDataset, folder: Path) -> list[list[str]]:
-    """Return groups of cases that are one image: identical ones, and copies that an audit has found; test as twins."""
+def copies_for_split(raw: RawDataset, folder: Path, group_of: Mapping[str, str]) -> list[list[str]]:
+    """Return groups of cases that are one image: identical ones, and copies that an audit has found; test as twins.
+
+    Args:
+        raw: the data set.
+        folder: its folder in nnUNet_preprocessed.
+        group_of: whose each case is; what is nearly one image of one patient, as the phases of a heart, is no copy.
+    """
     groups = [set(twins) for twins in twins_of_dataset(raw, folder)]
-    for pair in known_copies(Index.read(folder), scans_of(raw)):
+    for pair, found in known_copies(Index.read(folder), scans_of(raw)).items():
         scans = [name.split("/", 1) for name in pair]
         names = {as_test_case(case) if place == "imagesTs" else case for place, case in scans}
+        if not found.is_equal and len({group_of.get(name, name) for name in names}) == 1:
+            continue
         touched = [group for group in groups if group & names]
         groups = [group for group in groups if not group & names] + [names.union(*touched)]
     return sorted(sorted(group) for group in groups)
+
+
+def _names_in(index: Index, files: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """Return by which name an index knows a scan as it is today: `split --hide` moves a case to another folder."""
+    found = {}
+    for name, of in files.items():
+        case = name.partition("/")[2]
+        for before in (name, *(f"{folder}/{case}" for folder in FOLDERS)):
+            if (before == name or before not in files) and _is_current(index, before, of):
+                found[name] = before
+                break
+    return found
 
 
 def _is_current(index: Index, name: str, files: Sequence[Path]) -> bool:

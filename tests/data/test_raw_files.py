@@ -115,8 +115,8 @@ def test_cases_may_lie_elsewhere(tmp_path, monkeypatch):
         "b": str(tmp_path / "far" / "b.nii.gz"),
     }
     assert [str(file) for file in raw.images()["b"]] == [str(tmp_path.parent / "b_0000.nii.gz")]
-    assert [str(file) for file in raw.image_of("a")] == ["/abs/a_0000.nii.gz"]
-    assert raw.image_of("stray") == []
+    assert [str(file) for file in raw.image_of("a", ["imagesTr"])] == ["/abs/a_0000.nii.gz"]
+    assert raw.image_of("stray", ["imagesTr"]) == []
 
 
 @pytest.mark.parametrize(
@@ -214,3 +214,11 @@ def test_folders_of_nnunet_are_not_taken_for_misspelled(tmp_path):
     for folder in ("imagesTr", "imagesTs", "labelsTr"):
         (tmp_path / folder).mkdir()
     assert unused_files(tmp_path / "imagesUn", ".nii.gz") == ""
+
+
+def test_an_unlabeled_case_called_as_labels_of_another_is_refused(tmp_path):
+    """nnU-Net preprocesses the labels of `a` to `a_seg`: one file would be both."""
+    with pytest.raises(ValueError, match="a_seg_0000.nii.gz is called as nnU-Net calls the labels of a, which"):
+        images(tmp_path, "a_0000.nii.gz", "a_seg_0000.nii.gz", "b_seg_0000.nii.gz")
+    (tmp_path / "a_seg_0000.nii.gz").unlink()
+    assert [*unlabeled_images(tmp_path, ".nii.gz")] == ["a", "b_seg"]

@@ -68,7 +68,7 @@ def test_outlines_are_filled_and_pixels_have_their_size(raw, challenge, capsys):
 
 def test_test_set_as_test(raw, challenge):
     folder = convert(challenge, test_as_test=True, num_processes=1)
-    assert names(folder / "imagesTs") == ["000_HC_0000"]
+    assert names(folder / "imagesTs") == ["000_HC_test_0000"]  # no patient of training_set
     assert not (folder / "imagesUn").exists()
 
 

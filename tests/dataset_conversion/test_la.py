@@ -1,6 +1,7 @@
 import h5py
 import numpy as np
 import pytest
+import SimpleITK
 
 from nnunet_ssl.dataset_conversion.Dataset128_LA import convert
 from nnunet_ssl.splits.protocols import load_benchmark
@@ -165,3 +166,15 @@ def test_real_volumes(raw):
         with h5py.File(SHARED_DATA / "LA" / "2018LA_Seg_Training Set" / case / "mri_norm2.h5") as opened:
             np.testing.assert_array_equal(read(folder / "imagesTr" / f"{case}_0000.nii.gz").T, opened["image"][()])
             np.testing.assert_array_equal(read(folder / "labelsTr" / f"{case}.nii.gz").T, opened["label"][()])
+
+
+def test_the_header_says_how_large_voxels_are(raw, challenge):
+    """Of scans that somebody has resampled; 1 mm is what a header says that knows nothing."""
+    for name in ("lgemri.nrrd", "laendo.nrrd"):
+        file = challenge / "Training Set" / TRAIN / name
+        image = SimpleITK.ReadImage(str(file))
+        image.SetSpacing((1.25, 1.25, 2.5))
+        SimpleITK.WriteImage(image, str(file))
+    folder = convert(challenge, num_processes=1)
+    assert spacing_of(folder / "imagesTr" / f"{TRAIN}_0000.nii.gz") == pytest.approx((1.25, 1.25, 2.5))
+    assert spacing_of(folder / "labelsTr" / f"{TRAIN}.nii.gz") == pytest.approx((1.25, 1.25, 2.5))

@@ -11,7 +11,7 @@ from nnunet_ssl.data.dataset_reader import DatasetReader
 from nnunet_ssl.data.raw_files import RawDataset
 from nnunet_ssl.leaks.candidates import MOST_CANDIDATES, candidates
 from nnunet_ssl.leaks.confirmation import COPY, likeness
-from nnunet_ssl.leaks.copies import compare_all, copies_for_split, few_values, known_copies, scans_of
+from nnunet_ssl.leaks.copies import compare_all, copies_for_split, few_values, known_copies, scans_of, unread
 from nnunet_ssl.leaks.index import INDEX, SMALL_IMAGES, Index
 from nnunet_ssl.leaks.signatures import averaged, one_channel, small_image
 from planted_copies import kinds_of_copies
@@ -148,9 +148,37 @@ def test_what_cannot_be_compared_is_named(tmp_path):
 def test_a_split_keeps_what_the_audit_has_found_together(tmp_path):
     dataset, raw = three(tmp_path)
     dataset.add("imagesTs", "c", np.flip(scan(1)))
-    assert copies_for_split(raw, dataset.preprocessed) == [["a", "b"]]  # of equal voxels, without an audit
+    assert copies_for_split(raw, dataset.preprocessed, {}) == [["a", "b"]]  # of equal voxels, without an audit
     compare_all(raw, dataset.preprocessed)
-    assert copies_for_split(raw, dataset.preprocessed) == [["a", "b", "c (imagesTs)"]]
+    assert copies_for_split(raw, dataset.preprocessed, {}) == [["a", "b", "c (imagesTs)"]]
+
+
+def test_what_is_nearly_one_image_of_one_patient_is_no_copy_for_a_split(tmp_path):
+    """As the phases of a heart: they are learned from, on one side. Equal voxels are one image all the same."""
+    dataset, raw = three(tmp_path)
+    noise = np.random.default_rng(9).normal(size=SHAPE)
+    dataset.add("imagesUn", "near", scan(1) + 0.01 * noise)
+    compare_all(raw, dataset.preprocessed)
+    of_others = copies_for_split(raw, dataset.preprocessed, {})
+    assert any("near" in names for names in of_others)
+    of_one = copies_for_split(raw, dataset.preprocessed, dict.fromkeys(("a", "b", "near"), "patient"))
+    assert of_one == [["a", "b"]]
+
+
+def test_a_case_that_was_moved_to_another_folder_is_known_as_before(tmp_path):
+    """`split --hide` moves images: the same words then have to see the same copies."""
+    dataset, raw = three(tmp_path)
+    dataset.add("imagesTr", "far", scan(7))
+    dataset.add("imagesTr", "near", scan(7) + 0.01 * np.random.default_rng(9).normal(size=SHAPE))
+    compare_all(raw, dataset.preprocessed)
+    before = copies_for_split(raw, dataset.preprocessed, {})
+    assert ["far", "near"] in before
+    (dataset.raw / "imagesTr" / "near_0000.nii.gz").rename(dataset.raw / "imagesUn" / "near_0000.nii.gz")
+    raw = RawDataset.open(dataset.raw)
+    assert copies_for_split(raw, dataset.preprocessed, {}) == before
+    index = Index.read(dataset.preprocessed)
+    assert unread(index, scans_of(raw)) == []
+    assert ("imagesTr/far", "imagesUn/near") in known_copies(index, scans_of(raw))
 
 
 def test_only_some_candidates_of_a_scan_are_looked_at():
