@@ -20,6 +20,7 @@ import tifffile
 from nnunet_ssl.data.hashed_files import HashedFile
 from nnunet_ssl.data.raw_files import TIFF_ENDINGS
 
+BIG_ENDIAN_OF_MHA = ("binarydatabyteordermsb", "elementbyteordermsb")
 GIPL_HEADER_BYTES = 256
 HEADER_BYTES = 1 << 16  # the most that a header of text has
 CHUNK_BYTES = 1 << 24  # that are unpacked at once
@@ -142,7 +143,8 @@ def _stored_in(file: Path) -> Stored | None:
         header, start = text_header(file)
         is_mha = file.name.endswith(".mha")
         packing = _packing_of_mha(header) if is_mha else _packing_of_nrrd(header)
-        is_big = header.get("binarydatabyteordermsb", "").lower() == "true" or header.get("endian") == "big"
+        is_msb = any(header.get(key, "").lower() == "true" for key in BIG_ENDIAN_OF_MHA)
+        is_big = is_msb or header.get("endian") == "big"
         return Stored(start, packing, 0, *_voxels_by_itk(file, ">" if is_big else "<"))
     return None
 

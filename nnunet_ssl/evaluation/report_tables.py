@@ -166,7 +166,7 @@ def runs_table(runs: Sequence[Run], audited: str = "") -> Table:
             str(run.labeled),
             number_of_unlabeled(run),
             str(len(run.cases)),
-            run.train_and_val,
+            run.train_and_val if run.numbers_then is None else "?",
             run.split or NONE,
             str(len(run.pseudo_dice)),
             f"{run.minutes:.1f}",

@@ -15,6 +15,7 @@ from nnunet_ssl.training.checkpoints import load_facts
 BASELINE = re.compile(r"nnUNetTrainer(_\d+epochs?)?")  # nnU-Net's own, and its lengths
 FOLD = re.compile(r"fold_(0|[1-9]\d*|all)")
 FINAL = "checkpoint_final.pth"
+NUMBERS = re.compile(r"This split has (\d+) training and (\d+) validation cases")  # in nnU-Net's log
 COLLAPSE = re.compile(r"WARNING: (class .* has (?:vanished|flooded) in the pseudo-labels.*?)\. What is learned")
 
 
@@ -39,6 +40,7 @@ class Run:
         is_semi_supervised: whether it is a trainer of this package, and so used unlabeled cases.
         validates_itself: whether its validation cases are its training cases.
         series: the results folder, where there are several, for example one for each seed.
+        numbers_then: of training and validation cases by its log, where the checkpoint has none and the split others.
     """
 
     trainer: str
@@ -57,11 +59,12 @@ class Run:
     validates_itself: bool
     series: str = ""
     changed_since: str = ""
+    numbers_then: tuple[int, int] | None = None
 
     @property
     def labeled(self) -> int:
         """How many training cases it had."""
-        return len(self.train)
+        return len(self.train) if self.numbers_then is None else self.numbers_then[0]
 
     @property
     def training(self) -> str:
@@ -154,7 +157,17 @@ def read_run(folder: Path, configuration: str, splits: Sequence[dict], series: s
         validates_itself=set(cases.train) == set(cases.val),
         series=series,
         changed_since=changed_since,
+        numbers_then=None if cases_of(checkpoint) else other_numbers_in_log(folder, cases),
     )
+
+
+def other_numbers_in_log(folder: Path, cases: TrainedCases) -> tuple[int, int] | None:
+    """Return how many cases a run of nnU-Net's own trained and validated with by its log, if not as many as these."""
+    said: list[tuple[int, int]] = []
+    for log in sorted(folder.glob("training_log_*.txt")):
+        text = log.read_text(encoding="utf-8", errors="replace")
+        said += [(int(train), int(val)) for train, val in NUMBERS.findall(text)]
+    return said[-1] if said and said[-1] != (len(cases.train), len(cases.val)) else None
 
 
 def trained_cases(checkpoint: dict, split: dict | None) -> tuple[TrainedCases, str]:
@@ -219,6 +232,12 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
             found.append(
                 f"{run.name}: splits_final.json has other {run.changed_since} now than it was trained with; what is "
                 "said of it here is from its checkpoint"
+            )
+        if run.numbers_then is not None:
+            then, now = run.numbers_then, (len(run.train), len(run.cases))
+            found.append(
+                f"{run.name}: by its log it had {then[0]} training and {then[1]} validation cases, and "
+                f"splits_final.json has {now[0]} and {now[1]} now: it is compared with trainings of other labels"
             )
         if run.unlabeled is None:
             found.append(f"{run.name}: splits_final.json names other unlabeled cases now than it was trained with")

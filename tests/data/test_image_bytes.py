@@ -118,6 +118,19 @@ def test_values_that_are_not_finite_are_found(tmp_path, name, value):
     assert not voxels_are_finite(HashedFile(tmp_path / name))
 
 
+@pytest.mark.parametrize("key", ["BinaryDataByteOrderMSB", "ElementByteOrderMSB"])
+def test_both_keys_of_mha_say_the_byte_order(tmp_path, key):
+    """Read in the wrong order these are not finite."""
+    voxels = np.full((4, 5, 6), np.frombuffer(b"\x01\x02\x80\x7f", ">f4")[0], ">f4")
+    header = (
+        "ObjectType = Image\nNDims = 3\nBinaryData = True\n"
+        f"{key} = True\nCompressedData = False\nElementSpacing = 1 1 1\nDimSize = 6 5 4\n"
+        "ElementType = MET_FLOAT\nElementDataFile = LOCAL\n"
+    )
+    (tmp_path / "a.mha").write_bytes(header.encode() + voxels.tobytes())
+    assert voxels_are_finite(HashedFile(tmp_path / "a.mha"))
+
+
 def test_values_of_the_other_byte_order_and_on_the_border_of_what_is_read_at_once(tmp_path, monkeypatch):
     """Read in the wrong order 1.0 is finite and so are these, but not all numbers are."""
     voxels = np.full((4, 5, 6), np.frombuffer(b"\x00\x00\x80\x7f", ">f4")[0], ">f4")

@@ -490,6 +490,23 @@ def test_what_a_run_was_trained_on_is_what_its_checkpoint_says(tiny_dataset):
         assert any(warning.startswith(sentence) for warning in warnings_about([run]))
 
 
+def test_labels_that_a_baseline_did_not_have_are_said(place, no_previews):
+    """nnU-Net's checkpoints hold no cases: after `adopt` the split has more than the log tells of."""
+    folder, numbers = fold_of(place, "nnUNetTrainer", 0), splits_of(place)[0]
+    now = len(numbers["train"]), len(numbers["val"])
+    log = folder / "training_log_2026_1_1_00_00_00.txt"
+    log.write_text(f"2026: This split has {now[0]} training and {now[1]} validation cases.\n")
+    assert "by its log" not in report(place)
+    log.write_text(f"2026: This split has {now[0] - 1} training and {now[1]} validation cases.\n")
+    page = report(place)
+    assert (
+        f"nnUNetTrainer, fold 0: by its log it had {now[0] - 1} training and {now[1]} validation cases, and "
+        f"splits_final.json has {now[0]} and {now[1]} now: it is compared with trainings of other labels"
+    ) in page
+    (line,) = (line for line in table_of(page, "runs")[1:] if line[:2] == ["nnUNetTrainer", "0"])
+    assert (line[2], line[5]) == (str(now[0] - 1), "?")
+
+
 def store_digests(place, fold: int, **digests: str) -> None:
     """Let the checkpoint hold what a training stores of its split."""
     file = fold_of(place, OURS, fold) / "checkpoint_final.pth"
