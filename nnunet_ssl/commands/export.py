@@ -11,6 +11,7 @@ place of the receiver's own.
 """
 
 import argparse
+from inspect import signature
 from pathlib import Path
 from shlex import quote
 
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
     axes = {fold: mirrored_axes([checkpoint_of(model, fold, options.chk)]) or () for fold in options.f}
     if len(set(options.f)) < len(options.f):
         raise ValueError(f"-f names a fold twice: {' '.join(options.f)}")
+    refuse_own_architecture(options.tr, model, dataset)
     names = exported_names(options.tr, options.p)
     models = export_model(model, options.f, options.chk, dataset, names, target, options.ensemble)
     print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB, without optimiser, host names, paths and case ids\n")
@@ -73,6 +75,32 @@ def run(options: argparse.Namespace) -> int:
             f"\nOUT_BEFORE is what {previous}, the previous stage, has predicted: export that model too, -c {previous}"
         )
     return 0
+
+
+def refuse_own_architecture(trainer: str, model: Path, dataset: str) -> None:
+    """Raise a ValueError if a trainer builds a network of its own, which plain nnU-Net does not know."""
+    import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from nnunet_ssl.training.model_export import arguments_of_network, built_by, trained_model
+
+    try:
+        build = recursive_find_trainer_class_by_name(trainer).build_network_architecture
+    except RuntimeError:  # nnU-Net does not find it: the weights alone can be compared
+        return
+    if build is nnUNetTrainer.build_network_architecture:
+        return
+    trained = trained_model(model, dataset, ())
+    if "plans_manager" in signature(build).parameters:  # otherwise it is of an older nnU-Net
+        with torch.device("meta"):
+            own = build(*arguments_of_network(trained.plans, trained), False)
+        if repr(own) == repr(built_by(trained.plans, trained)):
+            return
+    raise ValueError(
+        f"{trainer} builds a network of its own, and plain nnU-Net that of the plans: hand on {model} and the file of "
+        "the trainer instead"
+    )
 
 
 def previous_stage(model: Path, configuration: str) -> str | None:

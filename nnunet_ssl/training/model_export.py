@@ -6,16 +6,13 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from nnunet_ssl.building_blocks.second_network import other_architecture
@@ -105,13 +102,19 @@ def export_model(
     for fold, file in files.items():
         if not file.is_file():
             raise ValueError(f"fold {fold} has no {file}: is its training finished?")
-    content = read_json_file(model / "dataset.json")
-    description = {key: content[key] for key in DATASET_KEYS if key in content}
-    configuration = model.name.rpartition("__")[2]
     axes = axes_of_all({fold: mirrored_axes([file]) or () for fold, file in files.items()})
-    trained = TrainedModel(dataset, configuration, read_json_file(model / "plans.json"), description, axes)
+    trained = trained_model(model, dataset, axes)
     with replacing(target) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as opened:
         return write_models(opened, trained, files, names, ensemble)
+
+
+def trained_model(model: Path, dataset: str, axes: Axes) -> TrainedModel:
+    """Return what the files beside the folds of a model say."""
+    content = read_json_file(model / "dataset.json")
+    description = {key: content[key] for key in DATASET_KEYS if key in content}
+    return TrainedModel(
+        dataset, model.name.rpartition("__")[2], read_json_file(model / "plans.json"), description, axes
+    )
 
 
 def write_models(
@@ -122,7 +125,6 @@ def write_models(
     differ = False
     for fold, file in files.items():
         checkpoint = load_model(file)
-        refuse_own_architecture(checkpoint["trainer_name"], trained, file)
         networks = networks_of(checkpoint, file) if ensemble else {"": checkpoint["network_weights"]}
         differed, differ = differ, are_built_differently(networks)
         if written and differ != differed:
@@ -160,29 +162,6 @@ def shapes_of(weights: Weights) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in weights.items()}
 
 
-def refuse_own_architecture(trainer: str, trained: TrainedModel, file: Path) -> None:
-    """Raise a ValueError if a trainer builds a network of its own, which plain nnU-Net does not know."""
-    try:
-        build = recursive_find_trainer_class_by_name(trainer).build_network_architecture
-    except RuntimeError:  # nnU-Net does not find it: the weights alone can be compared
-        return
-    if build is nnUNetTrainer.build_network_architecture:
-        return
-    manager = PlansManager(copy.deepcopy(trained.plans))
-    configuration = manager.get_configuration(trained.configuration)
-    channels = determine_num_input_channels(manager, configuration, trained.description)
-    heads = manager.get_label_manager(trained.description).num_segmentation_heads
-    if "plans_manager" in signature(build).parameters:  # otherwise it is of an older nnU-Net
-        with torch.device("meta"):
-            own = build(manager, configuration, channels, heads, False)
-        if repr(own) == repr(built_by(trained.plans, trained)):
-            return
-    raise ValueError(
-        f"{trainer}, which made {file}, builds a network of its own, and plain nnU-Net that of the plans: hand on the "
-        "model's folder and the file of the trainer instead"
-    )
-
-
 def plans_of(trained: TrainedModel, weights: Weights, whose: str) -> dict[str, Any]:
     """Return plans by which nnU-Net builds a network that has these weights.
 
@@ -205,18 +184,26 @@ def plans_of(trained: TrainedModel, weights: Weights, whose: str) -> dict[str, A
 
 def built_by(plans: Mapping[str, Any], trained: TrainedModel) -> nn.Module:
     """Return the network that plans describe, without weights: it takes no memory."""
-    manager = PlansManager(copy.deepcopy(plans))
-    configuration = manager.get_configuration(trained.configuration)
-    channels = determine_num_input_channels(manager, configuration, trained.description)
+    manager, configuration, channels, heads = arguments_of_network(plans, trained)
     with torch.device("meta"):
         return get_network_from_plans(
             configuration.network_arch_class_name,
             configuration.network_arch_init_kwargs,
             configuration.network_arch_init_kwargs_req_import,
             channels,
-            manager.get_label_manager(trained.description).num_segmentation_heads,
+            heads,
             allow_init=False,
         )
+
+
+def arguments_of_network(
+    plans: Mapping[str, Any], trained: TrainedModel
+) -> tuple[PlansManager, ConfigurationManager, int, int]:
+    """Return what nnU-Net builds a network of: plans, configuration, and how many channels it has in and out."""
+    manager = PlansManager(copy.deepcopy(plans))
+    configuration = manager.get_configuration(trained.configuration)
+    channels = determine_num_input_channels(manager, configuration, trained.description)
+    return manager, configuration, channels, manager.get_label_manager(trained.description).num_segmentation_heads
 
 
 def plain_checkpoint(
