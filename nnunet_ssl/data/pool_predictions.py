@@ -1,11 +1,11 @@
 """Predictions of all unlabeled cases, on disk: one file for each, with what a loader and the next round need of it.
 
-They lie in the folder of a training, `pool_predictions/epoch_0400/CASE.b2nd`. `round.json` beside them says what they
-were made by, so that those of another round or run are never taken for this one's.
+They lie in the folder of a training, `pool_predictions/epoch_0400/CASE.b2nd`, with the checksum of each in
+`CASE.b2nd.json`: a file that has changed is not opened, as the library may end the process over it. `round.json` beside
+them says what they were made by, so that those of another round or run are never taken for this one's.
 """
 
 import shutil
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
+from nnunet_ssl.data.checksums import checksum_of
 from nnunet_ssl.data.disk_faults import blaming_the_disk
 from nnunet_ssl.data.preprocessed_images import Image, open_array, read_json, write_json_atomically
 from nnunet_ssl.data.whole_files import replacing
@@ -40,10 +41,11 @@ class PoolPredictions:
     def has(self, case: str, image_file: Path) -> bool:
         """Return whether a case is finished and undamaged, and of the image as it is now."""
         try:
-            array = self.labels(case)
-            notes = array.schunk.vlmeta[NOTES]
-            return notes["image"] == _mark(image_file) and notes["checksum"] == _checksum(array[:], notes)
-        except Exception:  # whatever reading a damaged file comes to
+            return read_json(self._finished(case)) == {
+                "image": _mark(image_file),
+                "checksum": checksum_of(self._file(case)),
+            }
+        except OSError:
             return False
 
     def write(
@@ -55,7 +57,7 @@ class PoolPredictions:
         patch_size: Sequence[int],
         changes: Sequence[float] = (),
     ) -> None:
-        """Write a case, compressed; its file appears whole or not at all.
+        """Write a case, compressed; its file appears whole or not at all, and counts once its checksum is there.
 
         Args:
             case: its name.
@@ -66,17 +68,18 @@ class PoolPredictions:
             changes: how much it has changed from each round to the next one so far.
         """
         blocks, chunks = comp_blosc2_params((1, *labels.shape), patch_size, labels.itemsize)
+        mark = _mark(image_file)
         notes = {
-            "image": _mark(image_file),
             "locations": [found.tobytes() for found in _locations(labels, classes)],
             "changes": np.array(changes, float).tobytes(),  # a list that may be empty: blosc2 3.3 cannot read such ones
         }
-        notes["checksum"] = _checksum(labels, notes)
         shape = {"chunks": chunks[1:], "blocks": blocks[1:]}
         with replacing(self._file(case)) as unfinished, blaming_the_disk(unfinished.parent):
             array = blosc2.asarray(labels, urlpath=str(unfinished), **shape, cparams={"clevel": 5, "nthreads": 1})
             array.schunk.vlmeta[NOTES] = notes
             del array
+        finished = {"image": mark, "checksum": checksum_of(self._file(case))}
+        write_json_atomically(finished, self._finished(case))
 
     def labels(self, case: str) -> Image:
         """Open the label map (*spatial) of a case for reading in parts."""
@@ -93,6 +96,9 @@ class PoolPredictions:
 
     def _file(self, case: str) -> Path:
         return self.folder / f"{case}.b2nd"
+
+    def _finished(self, case: str) -> Path:
+        return self.folder / f"{case}.b2nd.json"
 
     def _notes(self, case: str) -> dict[str, Any]:
         array = self.labels(case)  # named: its notes do not keep it alive
@@ -168,14 +174,6 @@ def _locations(labels: np.ndarray, classes: Sequence[Class]) -> list[np.ndarray]
     """Return voxels of each class, drawn by nnU-Net: (N, 4), of which the first column is the channel's, 0."""
     found = DefaultPreprocessor._sample_foreground_locations(labels[None], list(classes)).values()
     return [np.array(voxels, np.uint16).reshape(-1, 4)[:MOST_LOCATIONS] for voxels in found]
-
-
-def _checksum(labels: np.ndarray, notes: Mapping[str, Any]) -> int:
-    """Return a CRC-32 of a label map and of what its notes hold as bytes."""
-    checksum = 0
-    for part in (np.ascontiguousarray(labels), *notes["locations"], notes["changes"]):
-        checksum = zlib.crc32(part, checksum)
-    return checksum
 
 
 def _mark(image_file: Path) -> list[int]:

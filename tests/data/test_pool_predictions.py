@@ -11,7 +11,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ssl.data import whole_files
+from nnunet_ssl.data import pool_predictions, whole_files
 from nnunet_ssl.data.loaders import UnlabeledLoader, batches_on_device
 from nnunet_ssl.data.pool_predictions import PoolPredictions, begin_round, change, open_round, stable_cases
 from nnunet_ssl.data.preprocessed_images import UnlabeledDataset
@@ -67,19 +67,20 @@ def test_damaged_file_is_not_finished(predictions, image):
         assert not predictions.has("case", image)
 
 
-def test_a_single_byte_that_changed_is_not_a_finished_case_that_cannot_be_read(predictions, image):
+@pytest.mark.parametrize("ending", [".b2nd", ".b2nd.json"])
+def test_a_case_of_which_a_byte_has_changed_is_not_finished_and_not_opened(predictions, image, monkeypatch, ending):
+    """Opening it might end the process."""
     labels = (np.random.default_rng(0).random((20, 24, 22)) < 0.5).astype(np.uint8)
     predictions.write("case", labels, image, [1], (16, 16, 16), [0.5])
-    file = predictions.folder / "case.b2nd"
+    assert predictions.has("case", image)
+    file = predictions.folder / f"case{ending}"
     content = file.read_bytes()
-    refused = 0
-    for place in np.random.default_rng(1).choice(len(content), 150, replace=False):
+    monkeypatch.setattr(pool_predictions, "open_array", lambda *_: pytest.fail("it was opened"))
+    for place in range(0, len(content), max(1, len(content) // 150)):
         file.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-        if predictions.has("case", image):
-            assert np.array_equal(predictions.labels("case")[:], labels), place
-        else:
-            refused += 1
-    assert refused > 100
+        assert not predictions.has("case", image)
+    file.write_bytes(content)
+    assert predictions.has("case", image)
 
 
 def test_interrupted_writing_leaves_no_case_and_the_next_round_no_rest(predictions, image, monkeypatch):
