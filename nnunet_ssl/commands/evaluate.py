@@ -9,6 +9,8 @@ nsd             surface Dice: share of both surfaces within --tolerance of the o
 
 A surface is the mask minus its erosion (6-, in 2-D and in a volume of one slice 4-neighbourhood). Where a mask is
 empty, distances are nan; the summary counts these cases, and the mean is over the others. Volumes are nan in 2-D.
+Where a reference holds the ignore label, Dice and Jaccard are those of its other voxels, and all else is nan: what lies
+behind the ignored ones is not known.
 
 Refused: a damaged file; values that are no whole numbers or, with -djfile, that dataset.json does not know; a
 prediction of another size, spacing, direction or origin than its reference. Files are read by the data set's own

@@ -39,8 +39,8 @@ def metrics_tables(comparison: Comparison) -> list[Table]:
     note = (
         "Mean ± standard deviation over the predictions{which}. A prediction is a case in one training: a case that "
         "several trainings predict counts once for each of them. Where prediction or reference is empty, Dice is 0 "
-        "(both: 1) and distances are undefined; the last column counts these, and the mean of distances is over the "
-        "others."
+        "(both: 1) and distances are undefined, as they are where a reference holds the ignore label; the last column "
+        "counts these, and the mean of distances is over the others."
     )
     which = " that all trainers of this table have" if len(comparison.listed) > 1 else ""
     tables = [metrics_table(comparison, comparison.listed, "metrics", "Results", note.format(which=which))]
